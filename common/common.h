@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* common.h -- what every folder may use: errors, log, clock, small arithmetic, process memory.
+ *
+ * It includes headrace.h for the few types shared with callers (hr_error, hr_dtype, log levels),
+ * and nothing else of the project.
+ */
+#ifndef HR_COMMON_H
+#define HR_COMMON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "headrace.h"
+
+#define HR_ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+#define HR_PRINTF(f, a)  __attribute__((format(printf, f, a)))
+
+/* Our own mistakes; on in release builds too. Never for files, devices or callers. */
+#define hr_assert(cond) ((cond) ? (void) 0 : hr_assert_failed(#cond, __FILE__, __LINE__, __func__))
+_Noreturn void hr_assert_failed(const char *cond, const char *file, int line, const char *func);
+
+#define HR_KIB (UINT64_C(1) << 10)
+#define HR_MIB (UINT64_C(1) << 20)
+#define HR_GIB (UINT64_C(1) << 30)
+
+/* ---- errors ------------------------------------------------------------------------- */
+
+/* Store code and message unless an earlier failure is already stored, and return code. The first
+ * message wins: it is the cause, later ones are consequences. err may be NULL.
+ * @param code  negative errno */
+int hr_error_set(struct hr_error *err, int code, const char *format, ...) HR_PRINTF(3, 4);
+void hr_error_clear(struct hr_error *err);
+
+/* strerror() of a negative errno, thread-safe; the string is static or in buf. */
+const char *hr_strerror(int code, char *buf, size_t buf_bytes);
+
+/* Copy of text that is safe to print: control and non-ASCII bytes become \xNN, and the end of what
+ * does not fit becomes "...". Names in messages come from strangers' files.
+ * @return buf */
+const char *hr_printable(const char *text, char *buf, size_t buf_bytes);
+
+/* ---- log ---------------------------------------------------------------------------- */
+
+void hr_log(enum hr_log_level level, const char *format, ...) HR_PRINTF(2, 3);
+
+/* ---- clock and arithmetic ----------------------------------------------------------- */
+
+uint64_t hr_now_ns(void); /* CLOCK_MONOTONIC */
+
+/* a: a power of two */
+static inline uint64_t hr_align_down(uint64_t v, uint64_t a)
+{
+    return v & ~(a - 1);
+}
+
+static inline uint64_t hr_align_up(uint64_t v, uint64_t a)
+{
+    return (v + a - 1) & ~(a - 1);
+}
+
+static inline uint64_t hr_div_ceil(uint64_t v, uint64_t d)
+{
+    return v / d + (v % d != 0);
+}
+
+static inline uint64_t hr_min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline uint64_t hr_max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* ---- this process ------------------------------------------------------------------- */
+
+struct hr_memory {
+    uint64_t resident_bytes; /* VmRSS + HugetlbPages: all that the process holds now */
+    uint64_t peak_bytes;     /* VmHWM + HugetlbPages                                 */
+};
+
+/* Zeros when /proc is not there. */
+struct hr_memory hr_memory_now(void);
+
+/* CPUs this process may run on, at least 1. */
+unsigned hr_n_cpus(void);
+
+#endif /* HR_COMMON_H */

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* process.c -- clock, CPUs and memory of this process. */
+#include <fcntl.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/common.h"
+
+uint64_t hr_now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
+}
+
+unsigned hr_n_cpus(void)
+{
+    cpu_set_t set;
+
+    if (sched_getaffinity(0, sizeof(set), &set) < 0)
+        return 1; /* more than 1024 CPUs: the caller can say --threads */
+    const int n = CPU_COUNT(&set);
+    return n > 0 ? (unsigned) n : 1;
+}
+
+/* The figure, in bytes, of a line such as "VmHWM:    1234 kB" in /proc/self/status. */
+static uint64_t status_bytes(const char *status, const char *field)
+{
+    const char *line = strstr(status, field);
+
+    return line ? strtoull(line + strlen(field), NULL, 10) * 1024 : 0;
+}
+
+struct hr_memory hr_memory_now(void)
+{
+    char status[4096];
+    const int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return (struct hr_memory){0};
+    const ssize_t n = read(fd, status, sizeof(status) - 1);
+    close(fd);
+    if (n <= 0)
+        return (struct hr_memory){0};
+    status[n] = '\0';
+
+    /* VmRSS leaves hugetlbfs pages out; they are as much ours as the rest. */
+    const uint64_t huge = status_bytes(status, "\nHugetlbPages:");
+    return (struct hr_memory){
+        .resident_bytes = status_bytes(status, "\nVmRSS:") + huge,
+        .peak_bytes = status_bytes(status, "\nVmHWM:") + huge,
+    };
+}

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* formats.h -- what the bytes of a model mean: dtypes, safetensors headers, shard index, config.
+ *
+ * Pure functions of memory: no files, no threads, no device. Everything parsed here comes from
+ * strangers; a malformed text gives -EBADMSG and one line saying what is wrong and where, a
+ * well-formed one that is not ours -EOPNOTSUPP. Messages name tensors; the caller puts the file's
+ * name in front by passing `what`, used as "what: message".
+ */
+#ifndef HR_FORMATS_H
+#define HR_FORMATS_H
+
+#include "common/common.h"
+
+/* ---- dtypes ------------------------------------------------------------------------- */
+
+/* Bits of one element: 4, 6, 8, 16, 32 or 64. */
+unsigned hr_dtype_bits(enum hr_dtype dtype);
+/* @return 0, or -ENOENT for a name that safetensors does not know; exact case. */
+int hr_dtype_parse(const char *name, enum hr_dtype *ret_dtype);
+/* True for F32, F16, BF16, F8_E4M3, F8_E5M2: those that hr_dtype_to_f32() takes. */
+bool hr_dtype_is_computable(enum hr_dtype dtype);
+
+/* Convert n elements at any address to float, exactly. NaNs stay NaN (payload unspecified),
+ * E4M3 is the "FN" form: no infinities, 0x7f and 0xff are NaN. */
+void hr_dtype_to_f32(float *dst, const void *src, enum hr_dtype dtype, size_t n);
+/* Convert n floats to dtype, rounding to nearest, ties to even. Beyond the range: F16, BF16 and
+ * F8_E5M2 give infinity, F8_E4M3 NaN (as torch does). NaN stays NaN. dst at any address. */
+void hr_dtype_from_f32(void *dst, const float *src, enum hr_dtype dtype, size_t n);
+
+static inline uint16_t hr_f32_to_bf16(float f)
+{
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = f};
+
+    if ((v.u & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t) ((v.u >> 16) | 0x40); /* keep a NaN a NaN, made quiet */
+    return (uint16_t) ((v.u + 0x7fffu + ((v.u >> 16) & 1)) >> 16);
+}
+
+static inline float hr_bf16_to_f32(uint16_t b)
+{
+    union {
+        uint32_t u;
+        float f;
+    } v = {.u = (uint32_t) b << 16};
+
+    return v.f;
+}
+
+/* ---- safetensors header ------------------------------------------------------------- */
+
+enum {
+    HR_RANK_MAX = 64,
+    HR_HEADER_BYTES_MAX = 100000000, /* as the reference implementation */
+};
+
+struct hr_entry {
+    const char *name; /* UTF-8, no NUL; owned by the header */
+    enum hr_dtype dtype;
+    uint32_t rank;
+    const uint64_t *shape; /* owned by the header; NULL for rank 0 */
+    uint64_t begin_bytes;  /* from the start of the file           */
+    uint64_t size_bytes;
+};
+
+struct hr_header {
+    struct hr_entry *entries; /* n_entries, in order of begin_bytes, then of name */
+    uint32_t n_entries;
+    uint64_t data_begin_bytes; /* 8 + length of the JSON */
+    void *storage;             /* names and shapes       */
+};
+
+/* Check the first 8 bytes of a file against its size.
+ * @return 0 with the JSON's length, or -EBADMSG */
+int hr_header_length(const uint8_t first[8], uint64_t file_bytes, const char *what,
+                     uint64_t *ret_json_bytes, struct hr_error *err);
+
+/* Parse the JSON of a header under all the rules: valid UTF-8, one object, no duplicate keys at any
+ * level (also when written with escapes), no NUL in names or values, integers only and exact, known
+ * dtype, rank <= 64, products checked for overflow, ranges contiguous from 0 to the end of the file
+ * without holes or overlap, sizes that match shapes. Unknown keys of an entry and `__metadata__`
+ * (a map of strings) are checked for form and ignored.
+ * @param json  json_bytes bytes, need not end in NUL
+ * @return 0, -EBADMSG or -ENOMEM; *ret_header is written on success only */
+int hr_header_parse(struct hr_header *ret_header, const char *json, size_t json_bytes,
+                    uint64_t file_bytes, const char *what, struct hr_error *err);
+void hr_header_uninit(struct hr_header *header);
+
+/* Elements of a shape; 1 for rank 0. The product has been checked when it came from a header. */
+uint64_t hr_shape_elements(const uint64_t *shape, uint32_t rank);
+
+/* A header for writing. Entries' names, dtypes, shapes and order are given, begin_bytes and
+ * size_bytes are filled in; spaces are added so that the data begin at a multiple of 8, then
+ * pad_bytes spaces more.
+ * @param ret_text   8 bytes of length and the JSON, *ret_bytes long; free() it
+ * @return 0, -ENOMEM or -EINVAL for a name that JSON cannot hold */
+int hr_header_build(char **ret_text, size_t *ret_bytes, struct hr_entry *entries,
+                    uint32_t n_entries, uint32_t pad_bytes, struct hr_error *err);
+
+/* ---- shard index -------------------------------------------------------------------- */
+
+struct hr_index {
+    const char **shards; /* n_shards file names, sorted, each a base name ending in .safetensors */
+    uint32_t n_shards;
+    struct hr_index_entry {
+        const char *name; /* tensor */
+        uint32_t shard_idx;
+    } * entries; /* n_entries, sorted by name */
+    uint32_t n_entries;
+    void *storage;
+};
+
+/* Parse model.safetensors.index.json. File names that are not one plain base name (separators,
+ * "..", NUL, empty, other suffix) are -EBADMSG. metadata.total_size is information, not checked. */
+int hr_index_parse(struct hr_index *ret_index, const char *json, size_t json_bytes,
+                   const char *what, struct hr_error *err);
+void hr_index_uninit(struct hr_index *index);
+
+/* ---- model config ------------------------------------------------------------------- */
+
+/* Qwen-Image's config.json; 0 or false where a key is absent. All but the flags must then agree
+ * with the tensors, which decide. */
+struct hr_config {
+    uint32_t num_layers;          /* 1..10000  */
+    uint32_t num_attention_heads; /* 1..1024   */
+    uint32_t attention_head_dim;  /* 128 only  */
+    uint32_t in_channels;         /* 64 only   */
+    uint32_t out_channels;        /* 16 only   */
+    uint32_t patch_size;          /* 2 only    */
+    uint32_t joint_attention_dim; /* 1..65536  */
+    uint32_t axes_dims_rope[3];   /* 16, 56, 56 only */
+    bool zero_cond_t;
+    bool use_additional_t_cond;
+    bool use_layer3d_rope;
+};
+
+/* @return 0; -EBADMSG malformed or a number out of the ranges above; -EOPNOTSUPP another model's
+ *         `_class_name`, or `guidance_embeds` true; unknown keys are ignored. */
+int hr_config_parse(struct hr_config *ret_config, const char *json, size_t json_bytes,
+                    const char *what, struct hr_error *err);
+/* The text of a config.json for `config`, free() it; NULL without memory. */
+char *hr_config_build(const struct hr_config *config);
+
+#endif /* HR_FORMATS_H */

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gpu.h -- "device": where activations live and layers are computed. The host CPU is one of them.
+ *
+ * Model code allocates activations from one arena, stages weights as they arrive from the disk and
+ * calls the operations below. Operations are asynchronous in order: each may return before it has
+ * finished, and sees the results of all earlier ones. The CPU device finishes each before it
+ * returns. hr_gpu_download() and hr_gpu_sync() wait.
+ *
+ * Notation: tensors are dense and row-major, the shape stands in brackets. T tokens, D model width,
+ * NH heads, HS = 128 head size, D = NH * HS, K inner dimension of a product. "act" is the dtype of
+ * activations that enter products and attention: BF16 or F32, chosen when the device is opened.
+ * Residual streams, modulation, statistics and accumulation are always F32.
+ *
+ * Layers:  gpu.c checks arguments and forwards; a device is a const struct of functions
+ *          (gpu/device.h) and its private state. gpu_cpu.c is the CPU, kernels_ref.c the
+ *          specification of each kernel in plain double-precision C.
+ * Errors:  0 or -errno; arguments are asserted, the world (memory, a failed device) is returned.
+ * Threads: one thread drives a device; the device may use many.
+ */
+#ifndef HR_GPU_H
+#define HR_GPU_H
+
+#include "common/common.h"
+
+enum { HR_HEAD_DIM = 128 };
+
+struct hr_gpu;
+
+struct hr_gpu_params {
+    const char *device;   /* "cpu"; NULL or "auto": the best that works, said once at HR_LOG_INFO */
+    enum hr_dtype act;    /* HR_DTYPE_BF16 or HR_DTYPE_F32                                        */
+    unsigned n_threads;   /* 0: one for each CPU this process may use; at most 256                */
+    uint64_t arena_bytes; /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
+};
+
+/* @return 0; -ENODEV no such device, -ENOMEM, -EINVAL n_threads out of range */
+int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err);
+void hr_gpu_close(struct hr_gpu **gpu);
+const char *hr_gpu_name(const struct hr_gpu *gpu); /* "cpu (oneDNN 2.6, 2 threads, avx512_core)" */
+
+/* ---- memory ------------------------------------------------------------------------- */
+
+/* Bytes of arena that an allocation of size_bytes takes. */
+uint64_t hr_gpu_arena_bytes(uint64_t size_bytes);
+/* From the arena taken at open, zeroed, 64-byte aligned, never given back before close. More than
+ * was said at open is an assertion. */
+void *hr_gpu_alloc(struct hr_gpu *gpu, uint64_t size_bytes);
+
+int hr_gpu_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes);
+/* Waits for all earlier operations. */
+int hr_gpu_download(struct hr_gpu *gpu, void *dst_host, const void *src, size_t size_bytes);
+int hr_gpu_sync(struct hr_gpu *gpu);
+
+/* ---- weights ------------------------------------------------------------------------ */
+
+/* Weight bytes that the device can use. The CPU device uses the host's bytes themselves: no copy.
+ */
+struct hr_gpu_weight {
+    const void *data; /* device address */
+    uint64_t ticket;
+};
+
+/* Make size_bytes bytes at `host` (any address) usable by later operations. */
+int hr_gpu_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,
+                 size_t size_bytes);
+/* Say that no further operation will use the weight. */
+void hr_gpu_unstage(struct hr_gpu *gpu, const struct hr_gpu_weight *weight);
+/* Whether the host bytes of an unstaged weight may be overwritten now; with `wait` it waits until
+ * they may, and returns true. */
+bool hr_gpu_host_is_free(struct hr_gpu *gpu, const struct hr_gpu_weight *weight, bool wait);
+
+/* ---- operations --------------------------------------------------------------------- */
+
+enum hr_epilogue {
+    HR_EPILOGUE_STORE,         /* out = y                                       */
+    HR_EPILOGUE_GELU_TANH,     /* out = 0.5 y (1 + tanh(0.7978845608028654 (y + 0.044715 y^3))) */
+    HR_EPILOGUE_QUICK_GELU,    /* out = y / (1 + exp(-1.702 y))                 */
+    HR_EPILOGUE_SILU,          /* out = y / (1 + exp(-y))                       */
+    HR_EPILOGUE_GATED_RESIDUAL /* out += gate * y, out F32                      */
+};
+
+/* A band of a linear layer: y[t,n] = sum_k x[t,k] w[n,k] + bias[n], then the epilogue, into columns
+ * 0..n_out-1 of out. K is never split over threads and the tiles follow from the shape alone, so
+ * the bits of a result depend on neither the number of threads nor anything outside this struct. */
+struct hr_linear {
+    const void *x;         /* [n_tokens, n_in], rows x_stride elements apart */
+    enum hr_dtype x_dtype; /* F32 or BF16. F32: the product is computed in f32 whatever `act`;
+                              BF16: bf16 inputs, f32 accumulation                            */
+    size_t x_stride;
+    const void *w;         /* [n_out, n_in], dense, at any address, as in the file */
+    enum hr_dtype w_dtype; /* F32, F16, BF16, F8_E4M3, F8_E5M2; cast just in time to x_dtype,
+                              rounding to nearest even where it narrows                      */
+    const float *bias;     /* [n_out] or NULL */
+    size_t n_tokens, n_in, n_out;
+    enum hr_epilogue epilogue;
+    void *out; /* [n_tokens, n_out], rows out_stride elements apart; may not overlap x */
+    enum hr_dtype out_dtype; /* F32, or BF16 rounded once after the epilogue */
+    size_t out_stride;
+    /* GATED_RESIDUAL: gate [n_out] for rows below gate_split and, gate_stride elements later,
+     * another for the rows from there on. gate_split >= n_tokens: one gate for all. */
+    const float *gate;
+    size_t gate_split, gate_stride;
+};
+int hr_gpu_linear(struct hr_gpu *gpu, const struct hr_linear *p);
+
+/* out[t,c] = (x[t,c] - mean_t) / sqrt(var_t + 1e-6) * (1 + scale[c]) + shift[c]; biased variance.
+ * Rows from `split` on use shift and scale `stride` elements later. */
+struct hr_layernorm_modulate {
+    void *out; /* [T, D] act or F32, dense */
+    enum hr_dtype out_dtype;
+    const float *x;             /* [T, D] dense */
+    const float *shift, *scale; /* [D] */
+    size_t split, stride;
+    size_t n_tokens, width;
+};
+int hr_gpu_layernorm_modulate(struct hr_gpu *gpu, const struct hr_layernorm_modulate *p);
+
+/* out[t,c] = x[t,c] / sqrt(mean_c(x[t,:]^2) + 1e-6) * gain[c]; x, out [T, width] F32, may be the
+ * same array. */
+int hr_gpu_rmsnorm(struct hr_gpu *gpu, float *out, const float *x, const float *gain,
+                   size_t n_tokens, size_t width);
+
+/* QK norm and rotary embedding of one stream. Per token and head: r = RMSNorm over 128 with gain,
+ * eps 1e-6, then pairs (2j, 2j+1), j = 0..63, turn by the token's angle j:
+ *   out[2j] = r[2j] cos - r[2j+1] sin,  out[2j+1] = r[2j] sin + r[2j+1] cos */
+struct hr_qk_norm_rope {
+    void *out;            /* [T, D] act, dense */
+    const float *x;       /* [T, D] dense      */
+    const float *gain;    /* [128]             */
+    const float *cos_sin; /* [T, 64, 2]: cos, sin of each angle */
+    size_t n_tokens, n_heads;
+};
+int hr_gpu_qk_norm_rope(struct hr_gpu *gpu, const struct hr_qk_norm_rope *p);
+
+/* out = softmax(Q K^T / sqrt(128)) V for each head, no mask; tiled, never an S x S matrix.
+ * Scores and softmax in f32; with act BF16 the unnormalised probabilities are rounded to bf16
+ * before they meet V, and accumulation is f32. */
+struct hr_attention {
+    void *out;     /* [n_q, D] act */
+    const void *q; /* [n_q, D] act */
+    const void *k; /* [n_k, D] act */
+    const void *v; /* [n_k, D] act */
+    size_t n_q, n_k, n_heads;
+};
+int hr_gpu_attention(struct hr_gpu *gpu, const struct hr_attention *p);
+
+/* out[i] = silu(x[i]), n floats; may be the same array. */
+int hr_gpu_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n);
+
+/* Convert n values at any address to F32 on the device: biases, gains, embeddings. */
+int hr_gpu_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);
+
+/* Scratch that the device takes beside the arena when it meets these products first (matrix
+ * library, tiles of all threads): an upper bound for budgets, before hr_gpu_open(). */
+uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
+                              size_t n_in_max, size_t n_out_max);
+
+#endif /* HR_GPU_H */

@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* headrace.h -- run diffusion transformers larger than memory by streaming weights from disk.
+ *
+ * Three layers, each usable without the ones below it in this list:
+ *
+ *   hr_checkpoint  what is in a model: tensors, dtypes, shapes, where their bytes lie
+ *   hr_stream      those bytes in a given order, through one ring of bounded memory
+ *   hr_dit         the Qwen-Image diffusion transformer, the stream's first user
+ *
+ * and beside them hr_synth (models with known values) and hr_tensors_write (small result files).
+ *
+ * Errors:     functions that can fail return 0 (or a count) or a negative errno, and fill *err
+ *             (which may be NULL) with one line that names file, tensor and byte range.
+ *             -EINVAL argument, -EBADMSG malformed file, -ENOENT no such file or tensor,
+ *             -EIO the disk or device failed, -ENOMEM, -ENODEV not on this machine,
+ *             -EOPNOTSUPP not supported, -ECANCELED interrupted; others are passed through.
+ * Ownership:  objects are created and closed in pairs; close takes the address of the pointer,
+ *             sets it to NULL and accepts NULL. Returned strings live as long as their object.
+ * Threads:    an object is used by one thread at a time; *_interrupt() may be called from any
+ *             thread and from a signal handler.
+ * Memory:     everything is taken when an object is opened; nothing grows while it runs.
+ */
+#ifndef HEADRACE_H
+#define HEADRACE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HR_VERSION "0.1.0"
+#define HR_API     __attribute__((visibility("default")))
+
+/* ---- errors and messages ------------------------------------------------------------ */
+
+enum { HR_ERROR_BYTES = 1024 };
+
+struct hr_error {
+    int code;                     /* negative errno, 0 while nothing has failed  */
+    char message[HR_ERROR_BYTES]; /* one line, no trailing newline               */
+};
+
+enum hr_log_level { HR_LOG_ERROR, HR_LOG_WARN, HR_LOG_INFO, HR_LOG_DEBUG };
+
+/* Called with one line, without a newline. May be called from the library's own threads. */
+typedef void hr_log_fn(void *user, enum hr_log_level level, const char *message);
+
+/* Send messages up to `level` to fn; fn NULL: standard error. Default: warnings, to standard
+ * error. Not to be called while other functions of the library run. */
+HR_API void hr_log_set(hr_log_fn *fn, void *user, enum hr_log_level level);
+
+HR_API const char *hr_version(void);
+
+/* ---- checkpoint --------------------------------------------------------------------- */
+
+/* Element types of the safetensors format. Only F32, F16, BF16, F8_E4M3 and F8_E5M2 can be
+ * computed with; tensors of the others can be listed and streamed. */
+enum hr_dtype {
+    HR_DTYPE_BOOL,
+    HR_DTYPE_F4,
+    HR_DTYPE_F6_E2M3,
+    HR_DTYPE_F6_E3M2,
+    HR_DTYPE_U8,
+    HR_DTYPE_I8,
+    HR_DTYPE_F8_E5M2,
+    HR_DTYPE_F8_E4M3,
+    HR_DTYPE_F8_E8M0,
+    HR_DTYPE_F8_E4M3FNUZ,
+    HR_DTYPE_F8_E5M2FNUZ,
+    HR_DTYPE_I16,
+    HR_DTYPE_U16,
+    HR_DTYPE_F16,
+    HR_DTYPE_BF16,
+    HR_DTYPE_I32,
+    HR_DTYPE_U32,
+    HR_DTYPE_F32,
+    HR_DTYPE_C64,
+    HR_DTYPE_F64,
+    HR_DTYPE_I64,
+    HR_DTYPE_U64,
+    HR_DTYPE_COUNT
+};
+
+/* The name as safetensors writes it, such as "BF16". */
+HR_API const char *hr_dtype_name(enum hr_dtype dtype);
+
+struct hr_tensor {
+    const char *name; /* as in the file, less a prefix common to single-file models      */
+    enum hr_dtype dtype;
+    uint32_t rank;         /* 0 for a scalar                                              */
+    const uint64_t *shape; /* rank dimensions, outermost first                            */
+    uint32_t shard_idx;    /* see hr_checkpoint_shard()                                   */
+    uint64_t offset_bytes; /* of the first byte, from the start of the shard; any address */
+    uint64_t size_bytes;
+};
+
+struct hr_shard {
+    const char *path;
+    uint64_t size_bytes;
+    uint32_t n_tensors;
+};
+
+struct hr_checkpoint;
+
+struct hr_checkpoint_params {
+    /* One path: a diffusers folder (index and shards, or one file) or a .safetensors file.
+     * Several: the shards of one model. Borrowed during the call. */
+    const char *const *paths;
+    uint32_t n_paths;
+    /* Symbolic links in a folder must stay inside it or lead into this folder; NULL: the
+     * Hugging Face cache named by HF_HUB_CACHE or HF_HOME, when set. */
+    const char *cache_dir;
+};
+
+/* Open a model: reads the headers only, checks every rule of the format, keeps the shards open.
+ * @return 0; -ENOENT no such file or shard, -EBADMSG malformed header, index or config,
+ *         -EINVAL bad arguments, -ENOMEM, or the error of open() or read(). */
+HR_API int hr_checkpoint_open(struct hr_checkpoint **ret_checkpoint,
+                              const struct hr_checkpoint_params *params, struct hr_error *err);
+HR_API void hr_checkpoint_close(struct hr_checkpoint **checkpoint);
+
+/* Tensors are numbered 0..n-1 in order of their names. */
+HR_API uint32_t hr_checkpoint_n_tensors(const struct hr_checkpoint *checkpoint);
+HR_API const struct hr_tensor *hr_checkpoint_tensor(const struct hr_checkpoint *checkpoint,
+                                                    uint32_t idx);
+/* NULL when there is no tensor of that name. */
+HR_API const struct hr_tensor *hr_checkpoint_find(const struct hr_checkpoint *checkpoint,
+                                                  const char *name);
+HR_API uint32_t hr_checkpoint_n_shards(const struct hr_checkpoint *checkpoint);
+HR_API const struct hr_shard *hr_checkpoint_shard(const struct hr_checkpoint *checkpoint,
+                                                  uint32_t idx);
+/* The text of config.json, or NULL when the model came without one. */
+HR_API const char *hr_checkpoint_config(const struct hr_checkpoint *checkpoint);
+
+/* Read one whole tensor and convert it to float (F32, F16, BF16, F8_E4M3, F8_E5M2 only).
+ * @param dst  n floats, n the tensor's element count (else -EINVAL) */
+HR_API int hr_checkpoint_read_f32(const struct hr_checkpoint *checkpoint,
+                                  const struct hr_tensor *tensor, float *dst, uint64_t n,
+                                  struct hr_error *err);
+
+/* ---- stream ------------------------------------------------------------------------- */
+
+enum hr_direct { HR_DIRECT_AUTO, HR_DIRECT_ON, HR_DIRECT_OFF };
+
+/* All zero: the library's choice. */
+struct hr_stream_params {
+    uint64_t ring_bytes;   /* memory for weights in flight; 0: 192 MiB, less for a small model */
+    uint32_t block_bytes;  /* bytes of one read; 0: 4 MiB                                      */
+    uint32_t depth;        /* reads in flight; 0: 16                                           */
+    const char *io;        /* "io_uring", "pread", NULL or "auto": first that works, then said;
+                              the environment variable HEADRACE_IO stands in for NULL          */
+    enum hr_direct direct; /* O_DIRECT; AUTO uses it wherever the filesystem takes it          */
+};
+
+/* A tensor, or a band of rows of a large one: at most 32 MiB, cut by the tensor's shape alone. */
+struct hr_unit {
+    const struct hr_tensor *tensor;
+    uint64_t row_begin; /* rows are indices of the outermost dimension; a scalar is one row */
+    uint64_t n_rows;
+    const void *data;    /* size_bytes bytes in the ring, at any address; valid until release */
+    uint64_t size_bytes; /* equal to n_rows times the bytes of a row                          */
+    uint64_t ticket;     /* the library's                                                     */
+};
+
+struct hr_stream_stats {
+    const char *io_name;     /* backend in use, such as "io_uring"                             */
+    bool direct;             /* every file is read with O_DIRECT                               */
+    uint64_t ring_bytes;     /* memory held for the whole life of the stream                   */
+    uint32_t block_bytes;    /* as used                                                        */
+    uint32_t depth;          /* as used                                                        */
+    uint64_t bytes_read;     /* from the files, aligned covers and re-reads included           */
+    uint64_t bytes_used;     /* of units handed out                                            */
+    uint64_t reads;          /* requests completed                                             */
+    uint64_t short_reads;    /* requests that were continued                                   */
+    uint64_t retries;        /* requests repeated after EINTR, EAGAIN or EIO                   */
+    uint64_t units;          /* handed out                                                     */
+    uint64_t busy_ns;        /* time with at least one read in flight                          */
+    uint64_t stall_disk_ns;  /* time hr_stream_next() waited for bytes                         */
+    uint64_t stall_space_ns; /* time the reader had nothing in flight for want of ring space   */
+};
+
+struct hr_stream;
+
+/* Take all memory and open a backend; no reading yet. The checkpoint is borrowed until close. */
+HR_API int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *checkpoint,
+                          const struct hr_stream_params *params, struct hr_error *err);
+
+/* Say what to stream and start reading: the tensors called `names`, in that order, `n_passes`
+ * times over (0: without end), prefetching across the end of each pass. Once per stream.
+ * @return 0; -ENOENT no tensor of that name, -EINVAL n is 0 or the ring is too small for the
+ *         largest unit (the message gives the size needed), -ENOMEM. */
+HR_API int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t n,
+                          uint32_t n_passes, struct hr_error *err);
+
+/* Wait for the next unit in order. Bands of one tensor follow one another.
+ * @return 1 with *ret_unit filled, 0 at the end of the last pass, or a negative errno: -EIO and
+ *         others name file, tensor and byte range; -ECANCELED after hr_stream_interrupt();
+ *         -EDEADLK when the units still held leave no room for the next one. */
+HR_API int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr_error *err);
+
+/* Give a unit's memory back. Units may be released in any order, each once; space becomes free
+ * in the order of the plan. */
+HR_API void hr_stream_release(struct hr_stream *stream, const struct hr_unit *unit);
+
+HR_API void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream_stats *ret_stats);
+HR_API void hr_stream_interrupt(struct hr_stream *stream);
+/* Waits for reads in flight. Units not yet released become invalid. */
+HR_API void hr_stream_close(struct hr_stream **stream);
+
+/* ---- Qwen-Image DiT ----------------------------------------------------------------- */
+
+enum hr_precision {
+    HR_PRECISION_BF16, /* bf16 inputs to matrix products and attention, all else f32 */
+    HR_PRECISION_F32
+};
+
+enum hr_activation {
+    HR_ACTIVATION_GELU_TANH, /* the model's own, as in diffusers     */
+    HR_ACTIVATION_QUICK_GELU /* x * sigmoid(1.702 x), as in DiffSynth */
+};
+
+enum hr_switch { HR_SWITCH_AUTO, HR_SWITCH_ON, HR_SWITCH_OFF };
+
+enum { HR_LATENT_CHANNELS = 16, HR_IMAGES_MAX = 32 };
+
+/* One VAE latent [16, h, w] f32, normalised per channel; h and w even, 2..1024. */
+struct hr_latent {
+    const float *data;
+    uint32_t h, w;
+};
+
+struct hr_dit_inputs {
+    /* Targets first (one; for a layered model the composite and its layers), then reference
+     * images (for a layered model: the condition, last). */
+    struct hr_latent images[HR_IMAGES_MAX];
+    uint32_t n_images;
+    uint32_t n_targets;
+    const float *prompt_emb;    /* [n_text, joint_attention_dim] f32                            */
+    const uint8_t *prompt_mask; /* [n_text], 0: padding, dropped; NULL: no padding              */
+    uint32_t n_text;
+    float timestep; /* sigma * 1000, in 0..1000                                                */
+};
+
+struct hr_dit_progress {
+    uint32_t block_idx; /* blocks finished */
+    uint32_t n_blocks;
+    uint64_t bytes_read;
+    uint64_t elapsed_ns;
+};
+typedef void hr_dit_progress_fn(void *user, const struct hr_dit_progress *progress);
+
+/* All zero: the library's choice. */
+struct hr_dit_params {
+    struct hr_stream_params stream;
+    const char *device; /* "cpu", NULL or "auto"                                            */
+    uint64_t ram_bytes; /* upper bound on the whole process: code, ring, activations; 0: what the
+                           inputs need and a ring of 192 MiB                                */
+    uint32_t n_threads; /* 0: one for each CPU that this process may use                    */
+    enum hr_precision precision;
+    enum hr_activation activation;
+    enum hr_switch zero_cond_t;   /* AUTO: from config.json or the marker tensor              */
+    bool timestep_rounding;       /* round the timestep to bf16 as bf16 pipelines do          */
+    uint32_t n_layers;            /* only the first blocks; 0: all                            */
+    uint32_t n_forwards;          /* how many forwards will follow one another; 0: 1. Reading runs
+                                     on across the end of each but the last                   */
+    hr_dit_progress_fn *progress; /* after each block, on the caller's thread                */
+    void *progress_user;
+};
+
+struct hr_dit_block_stats {
+    uint64_t bytes;         /* of weights used               */
+    uint64_t wall_ns;       /* first unit asked to last used */
+    uint64_t stall_disk_ns; /* of it waiting for the disk    */
+};
+
+struct hr_dit_stats {
+    struct hr_stream_stats stream;
+    const char *device_name;    /* such as "cpu (oneDNN 2.6, 2 threads, avx512_core_bf16)" */
+    uint64_t wall_ns;           /* of the last forward                                     */
+    uint64_t compute_ns;        /* of it in the device's operations                        */
+    uint64_t stall_disk_ns;     /* of it waiting for weights                               */
+    uint64_t bytes_used;        /* weights used in the last forward                        */
+    uint64_t setup_ns;          /* hr_dit_open() up to the first read                      */
+    uint64_t activation_bytes;  /* arena for activations                                 */
+    uint64_t peak_memory_bytes; /* of the process: VmHWM and huge pages                 */
+    uint32_t n_blocks;
+    const struct hr_dit_block_stats *blocks; /* n_blocks of the last forward            */
+};
+
+struct hr_dit;
+
+/* Check the checkpoint against the model, take all memory for inputs of the given sizes and start
+ * reading. The checkpoint is borrowed until close; of `inputs` only sizes are used.
+ * @return 0; -ENOENT tensor missing, -EBADMSG wrong shape or config, -EOPNOTSUPP dtype or model not
+ *         supported, -ENOMEM budget too small (the message says what is needed), -EINVAL. */
+HR_API int hr_dit_open(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
+                       const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                       struct hr_error *err);
+
+/* Width that prompt_emb must have: joint_attention_dim of the checkpoint's config, or as its
+ * tensors tell. Usable before hr_dit_open(). */
+HR_API int hr_dit_joint_dim(const struct hr_checkpoint *checkpoint, uint32_t *ret_dim,
+                            struct hr_error *err);
+
+/* One forward: the flow velocity of the targets, noise minus data.
+ * @param velocity  [n_targets, 16, h, w] f32, written on success only
+ * @return 0, -EINVAL sizes differ from those given to hr_dit_open() or the timestep is not a
+ *         number in 0..1000, -ENODATA all n_forwards are done, or an error of the stream. */
+HR_API int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *velocity,
+                          struct hr_error *err);
+
+HR_API void hr_dit_get_stats(const struct hr_dit *dit, struct hr_dit_stats *ret_stats);
+HR_API void hr_dit_interrupt(struct hr_dit *dit);
+HR_API void hr_dit_close(struct hr_dit **dit);
+
+/* The names of the tensors that one forward streams, in order.
+ * @param ret_names  array of *ret_n names, free() it; the strings belong to the checkpoint */
+HR_API int hr_dit_names(const struct hr_checkpoint *checkpoint, uint32_t n_layers,
+                        const char ***ret_names, uint32_t *ret_n, struct hr_error *err);
+
+/* ---- writing ------------------------------------------------------------------------ */
+
+struct hr_tensor_out {
+    const char *name;
+    const float *data; /* F32 */
+    uint32_t rank;
+    const uint64_t *shape;
+};
+
+/* Write a safetensors file of F32 tensors: to a temporary name beside `path`, flushed, then
+ * renamed, so that `path` is whole or untouched. */
+HR_API int hr_tensors_write(const char *path, const struct hr_tensor_out *tensors, uint32_t n,
+                            struct hr_error *err);
+
+enum hr_synth_order { HR_SYNTH_ORDER_NAME, HR_SYNTH_ORDER_REVERSE, HR_SYNTH_ORDER_SHUFFLE };
+
+/* A model of the Qwen-Image architecture whose every value follows from its tensor's name and
+ * index (32-bit FNV-1a of the name, then a mixing function). Zero: the published sizes. */
+struct hr_synth_params {
+    const char *path;          /* folder to make; a name ending in .safetensors: one file    */
+    uint32_t n_layers;         /* 60                                                         */
+    uint32_t n_heads;          /* 24, of 128 each                                            */
+    uint32_t joint_dim;        /* 3584                                                       */
+    uint32_t n_shards;         /* as published: about 5 GB each                              */
+    enum hr_dtype dtype;       /* F32, F16, BF16, F8_E4M3, F8_E5M2; 0 (BOOL) stands for BF16 */
+    bool zero_cond_t;          /* Edit-2511                                                  */
+    bool layered;              /* one more tensor, layered RoPE                              */
+    bool force;                /* replace an existing model                                  */
+    uint32_t header_pad_bytes; /* spaces after the header's JSON: odd tensor addresses       */
+    enum hr_synth_order order; /* of the tensors in the files                                */
+    const char *prefix;        /* before each name, such as "model.diffusion_model."         */
+    void (*progress)(void *user, uint64_t bytes_done, uint64_t bytes_total);
+    void *progress_user;
+    const volatile int *cancel; /* polled; not 0: stop and remove what was written */
+};
+
+/* @return 0; -ENOSPC with what is needed and what is free, -EEXIST, -ECANCELED, -EINVAL or the
+ *         error of a system call. On failure nothing is left behind. */
+HR_API int hr_synth(const struct hr_synth_params *params, struct hr_error *err);
+/* Bytes that hr_synth() would write, headers included; for a check of free space. */
+HR_API uint64_t hr_synth_bytes(const struct hr_synth_params *params);
+/* The value generator itself: element i of n of the tensor `name` [.., in] of the rule that fits
+ * the name; see hr_synth_params. `scale` 0: the rule's own; else u * scale (inputs). */
+HR_API void hr_synth_values(float *dst, const char *name, uint64_t first, uint64_t n, uint32_t rank,
+                            uint64_t n_in, double scale);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* HEADRACE_H */

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* io.h -- bytes of files into one ring of memory, in order, as fast as the disk allows.
+ *
+ * The one idea: the caller gives a list of byte ranges in the order in which it will use them; a
+ * reader thread walks the list, joins neighbours into large reads, places each range in the ring
+ * congruent to its file offset (modulo the disk's alignment), so that a range is a view into the
+ * ring and no byte is ever moved, and keeps the disk busy as long as the ring has room. The caller
+ * takes ranges in order and gives them back; freed space is read into again at once.
+ *
+ *   reader_plan.c  ranges -> placement in the ring -> aligned block reads (pure, no I/O)
+ *   ring.c         the memory: huge pages where there are any, touched when created
+ *   reader.c       the thread: depth, short reads, retries, hand-over, statistics
+ *   backend.c      choice of a backend; io_uring.c, io_pread.c, io_null.c, io_fault.c implement it
+ *   file.c         O_DIRECT and its alignment, asked from the file itself
+ *
+ * Inside the folder io/backend.h holds the backend's interface; other folders need only this file.
+ */
+#ifndef HR_IO_H
+#define HR_IO_H
+
+#include "common/common.h"
+
+struct hr_read_file {
+    int fd;           /* open for reading; borrowed, stays open and is never read through */
+    const char *path; /* for messages                                                      */
+    uint64_t size_bytes;
+};
+
+/* size_bytes >= 1, at most HR_RANGE_BYTES_MAX, inside the file. */
+struct hr_read_range {
+    uint32_t file_idx;
+    uint64_t offset_bytes;
+    uint64_t size_bytes;
+};
+
+enum {
+    HR_RANGE_BYTES_MAX = 32 << 20,
+    HR_BLOCK_BYTES_DEFAULT = 4 << 20,
+    HR_BLOCK_BYTES_MIN = 64 << 10,
+    HR_BLOCK_BYTES_MAX = 32 << 20,
+    HR_DEPTH_DEFAULT = 16,
+    HR_DEPTH_MAX = 1024,
+    HR_ALIGN_BYTES_MAX = 64 << 10, /* of O_DIRECT; a file that wants more is read buffered */
+};
+
+struct hr_reader_params {
+    const struct hr_read_file *files; /* borrowed until destroy */
+    uint32_t n_files;
+    uint64_t ring_bytes;  /* > 0, rounded up to 2 MiB                                     */
+    uint32_t block_bytes; /* 0: default; a power of two between the limits                */
+    uint32_t depth;       /* 0: default; 1..HR_DEPTH_MAX                                  */
+    const char *io;       /* backend; NULL or "auto": HEADRACE_IO, else the first that works.
+                             A backend that was named is never substituted                */
+    enum hr_direct direct;
+    /* Writes what a range is ("tensor x, rows a to b") for error messages; NULL: nothing. */
+    void (*describe)(void *user, uint32_t range_idx, char *buf, size_t buf_bytes);
+    void *describe_user;
+};
+
+/* A range whose bytes have arrived. */
+struct hr_slice {
+    uint32_t range_idx;
+    uint32_t pass_idx;
+    const void *data;
+    uint64_t ticket; /* for hr_reader_release() */
+};
+
+struct hr_reader;
+
+/* Take the ring, open the backend, probe it by reading one block; no thread yet. Reports once, at
+ * HR_LOG_INFO, which backend was taken and at HR_LOG_WARN what was rejected, with errno and remedy.
+ * @return 0; -EINVAL parameters out of range, -ENODEV no backend works (names all reasons),
+ *         -EOPNOTSUPP HR_DIRECT_ON where a file's system refuses it, -ENOMEM. */
+int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_params *params,
+                     struct hr_error *err);
+
+/* Start the thread on `ranges`, n_passes times over (0: without end).
+ * @param ranges  borrowed until destroy
+ * @return 0; -EINVAL n is 0 or the ring is smaller than hr_reader_ring_bytes_min(); -ENOMEM */
+int hr_reader_start(struct hr_reader *reader, const struct hr_read_range *ranges, uint32_t n,
+                    uint32_t n_passes, struct hr_error *err);
+
+/* The smallest ring that can stream these ranges when the caller holds one at a time. */
+uint64_t hr_reader_ring_bytes_min(const struct hr_read_range *ranges, uint32_t n);
+
+/* Wait for the next range in order.
+ * @return 1; 0 after the last; -EIO and others with file, byte range and describe()'s words;
+ *         -ECANCELED; -EDEADLK the ranges still held leave no room for the next. */
+int hr_reader_next(struct hr_reader *reader, struct hr_slice *ret_slice, struct hr_error *err);
+
+/* In any order, each once; space becomes free in the order of the ranges. */
+void hr_reader_release(struct hr_reader *reader, uint64_t ticket);
+
+/* Counters so far; see headrace.h. May be called while streaming. */
+void hr_reader_get_stats(const struct hr_reader *reader, struct hr_stream_stats *ret_stats);
+
+/* Async-signal-safe. Waiting and later hr_reader_next() return -ECANCELED within 100 ms. */
+void hr_reader_interrupt(struct hr_reader *reader);
+
+/* Waits for reads in flight, joins the thread, frees. */
+void hr_reader_destroy(struct hr_reader **reader);
+
+#endif /* HR_IO_H */
