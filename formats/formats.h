@@ -13,8 +13,6 @@
 
 /* ---- dtypes ------------------------------------------------------------------------- */
 
-/* Bits of one element: 4, 6, 8, 16, 32 or 64. */
-unsigned hr_dtype_bits(enum hr_dtype dtype);
 /* @return 0, or -ENOENT for a name that safetensors does not know; exact case. */
 int hr_dtype_parse(const char *name, enum hr_dtype *ret_dtype);
 /* True for F32, F16, BF16, F8_E4M3, F8_E5M2: those that hr_dtype_to_f32() takes. */
