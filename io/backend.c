@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* backend.c -- which backend reads: one list in order of preference, and a trial read that decides.
+ *
+ * What the user names is taken or refused, never replaced; what is chosen for him is said once, and
+ * so is every backend that was passed over, with the reason and the remedy.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "config.h"
+#include "io/backend.h"
+
+/* In order of preference. Those behind `by_name` are never chosen, only asked for. */
+static const struct {
+    const struct hr_io_backend *backend;
+    bool by_name;
+} backends[] = {
+#if HAVE_LIBURING
+    {&hr_io_backend_uring, false},
+#endif
+    {&hr_io_backend_pread, false},
+    {&hr_io_backend_null, true},
+    {&hr_io_backend_fault, true},
+};
+
+static int open_backend(struct hr_io **ret_io, const struct hr_io_backend *backend,
+                        const struct hr_io_params *params, struct hr_error *err)
+{
+    struct hr_io *io = calloc(1, sizeof(*io));
+
+    if (!io)
+        return hr_error_set(err, -ENOMEM, "out of memory");
+    io->backend = backend;
+    io->params = *params;
+    io->priv = calloc(1, backend->priv_bytes);
+    const int r = io->priv ? backend->init(io, err) : hr_error_set(err, -ENOMEM, "out of memory");
+    if (r < 0) {
+        free(io->priv);
+        free(io);
+        return r;
+    }
+    *ret_io = io;
+    return 0;
+}
+
+void hr_io_destroy(struct hr_io **io)
+{
+    if (!*io)
+        return;
+    (*io)->backend->uninit(*io);
+    free((*io)->priv);
+    free(*io);
+    *io = NULL;
+}
+
+/* One request and its answer, with patience for transient refusals.
+ * @return bytes read or a negative errno */
+static int read_once(struct hr_io *io, const struct hr_io_request *request)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    struct hr_io_completion done;
+    bool queued = false;
+
+    for (uint32_t tries = 0;; tries++) {
+        int r = 0;
+
+        if (!queued)
+            r = io->backend->submit(io, request, 1);
+        queued = queued || r == 1;
+        if (queued)
+            r = io->backend->reap(io, &done, 1, 100 * 1000000u);
+        if (r == 1)
+            return done.result;
+        if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY && r != -ENOMEM)
+            return r;
+        /* A queued read must be waited for, however long: its buffer is not ours before. */
+        if (!queued && tries == 100)
+            return r;
+        if (r < 0)
+            nanosleep(&pause, NULL);
+    }
+}
+
+/* Read the first block of the first file that has one. */
+static int probe(struct hr_io *io, struct hr_error *err)
+{
+    const struct hr_io_params *params = &io->params;
+    char text[128];
+
+    for (uint32_t i = 0; i < params->n_files; i++) {
+        const uint64_t file_bytes = params->files[i].source->size_bytes;
+
+        if (file_bytes == 0)
+            continue;
+        const struct hr_io_request request = {
+            .file_idx = i,
+            .buf = params->buf,
+            .size_bytes = (uint32_t) hr_min_u64(
+                params->block_bytes, hr_align_up(file_bytes, params->files[i].align_bytes)),
+            .tag = HR_IO_TAG_PROBE,
+        };
+        const int r = read_once(io, &request);
+        /* A bad disk is no reason to doubt the backend; the stream will name the place. */
+        if (r >= 0 || r == -EIO)
+            return 0;
+        return hr_error_set(err, r, "a trial read failed: %s", hr_strerror(r, text, sizeof(text)));
+    }
+    return 0;
+}
+
+static int open_and_probe(struct hr_io **ret_io, const struct hr_io_backend *backend,
+                          const struct hr_io_params *params, struct hr_error *err)
+{
+    struct hr_io *io = NULL;
+    int r = open_backend(&io, backend, params, err);
+
+    if (r == 0) {
+        r = probe(io, err);
+        if (r < 0)
+            hr_io_destroy(&io);
+    }
+    if (r == 0)
+        *ret_io = io;
+    return r;
+}
+
+static int find_backend(const struct hr_io_backend **ret_backend, const char *name,
+                        struct hr_error *err)
+{
+    char allowed[128] = "auto", printable[64];
+    size_t len = strlen(allowed);
+
+    for (size_t i = 0; i < HR_ARRAY_SIZE(backends); i++) {
+        if (strcmp(backends[i].backend->name, name) == 0) {
+            *ret_backend = backends[i].backend;
+            return 0;
+        }
+        if (!backends[i].by_name)
+            len += (size_t) snprintf(allowed + len, sizeof(allowed) - len, ", %s",
+                                     backends[i].backend->name);
+    }
+    return hr_error_set(err, -EINVAL, "I/O backend '%s' is not in this build; there are: %s",
+                        hr_printable(name, printable, sizeof(printable)), allowed);
+}
+
+int hr_io_create_named(struct hr_io **ret_io, const char *name, const struct hr_io_params *params,
+                       struct hr_error *err)
+{
+    const struct hr_io_backend *backend;
+    const int r = find_backend(&backend, name, err);
+
+    return r < 0 ? r : open_backend(ret_io, backend, params, err);
+}
+
+static int create_first(struct hr_io **ret_io, const struct hr_io_params *params,
+                        struct hr_error *err)
+{
+    char reasons[HR_ERROR_BYTES / 2] = "";
+    size_t len = 0;
+
+    for (size_t i = 0; i < HR_ARRAY_SIZE(backends); i++) {
+        const char *name = backends[i].backend->name;
+        struct hr_error why = {0};
+
+        if (backends[i].by_name)
+            continue;
+        if (open_and_probe(ret_io, backends[i].backend, params, &why) == 0)
+            return 0;
+        hr_log(HR_LOG_WARN, "io: %s does not work here: %s", name, why.message);
+        if (len < sizeof(reasons))
+            len += (size_t) snprintf(reasons + len, sizeof(reasons) - len, "%s%s: %s",
+                                     len > 0 ? "; " : "", name, why.message);
+    }
+    return hr_error_set(err, -ENODEV, "no I/O backend works here: %s", reasons);
+}
+
+int hr_io_create(struct hr_io **ret_io, const char *name, const struct hr_io_params *params,
+                 struct hr_error *err)
+{
+    const struct hr_io_backend *backend;
+    struct hr_error why = {0};
+
+    if (!name || strcmp(name, "auto") == 0)
+        name = getenv("HEADRACE_IO");
+    if (!name || !*name || strcmp(name, "auto") == 0)
+        return create_first(ret_io, params, err);
+
+    int r = find_backend(&backend, name, err);
+    if (r < 0)
+        return r;
+    r = open_and_probe(ret_io, backend, params, &why);
+    if (r < 0)
+        return hr_error_set(err, r, "I/O backend %s does not work here: %s", name, why.message);
+    return 0;
+}
+
+/* ---- threads ------------------------------------------------------------------------ */
+
+int hr_io_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg)
+{
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int r = pthread_create(ret_thread, NULL, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (r == 0)
+        pthread_setname_np(*ret_thread, name);
+    return -r;
+}
+
+void hr_io_cond_init(pthread_cond_t *cond)
+{
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+void hr_io_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex, uint64_t wait_ns)
+{
+    const uint64_t until = hr_now_ns() + wait_ns;
+    const struct timespec ts = {
+        .tv_sec = (time_t) (until / 1000000000u),
+        .tv_nsec = (long) (until % 1000000000u),
+    };
+
+    pthread_cond_timedwait(cond, mutex, &ts);
+}

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* backend.h -- inside io/: one interface for every way of getting file bytes into memory, the
+ * files it reads and the memory it reads into.
+ *
+ * A backend is a const struct of functions plus private state. The reader above it validates,
+ * cuts, retries and counts; a backend only moves bytes and never interprets a result. To add one:
+ * copy io_null.c, implement the hooks, put it into backends[] in backend.c, fastest first.
+ *
+ * Ownership:  a request's buffer belongs to the backend from submit() until reap() returns its
+ *             completion.
+ * Threads:    an instance is created, used and destroyed on one thread.
+ * Errors:     0 or a count, or a negative errno; callers never look at errno.
+ */
+#ifndef HR_IO_BACKEND_H
+#define HR_IO_BACKEND_H
+
+#include <pthread.h>
+
+#include "io/io.h"
+
+/* ---- files, file.c ------------------------------------------------------------------ */
+
+enum { HR_IO_ALIGN_BYTES = 4096 }; /* smallest alignment used: any disk's, and a page */
+
+/* A file as the backends read it: the caller's descriptor opened anew, so that flags and
+ * read-ahead state are ours alone. */
+struct hr_io_file {
+    const struct hr_read_file *source; /* borrowed                                             */
+    int fd;                            /* ours                                                 */
+    int fd_retired;                    /* -1, or the O_DIRECT descriptor that fd replaced: reads
+                                          may still be under way on it, so it is closed last   */
+    uint32_t align_bytes;              /* of offset, size and address; >= HR_IO_ALIGN_BYTES    */
+    bool direct;
+};
+
+/* Open `source` again for streaming, with O_DIRECT where `direct` and the filesystem agree. A file
+ * that AUTO must read buffered is named once at HR_LOG_INFO.
+ * @return 0; -EOPNOTSUPP HR_DIRECT_ON is refused here, -ESTALE the path now names another file (and
+ *         /proc is missing), or the error of open(). */
+int hr_io_file_open(struct hr_io_file *ret_file, const struct hr_read_file *source,
+                    enum hr_direct direct, struct hr_error *err);
+/* Read without O_DIRECT from now on. Reads in flight keep the old descriptor. */
+int hr_io_file_go_buffered(struct hr_io_file *file, struct hr_error *err);
+void hr_io_file_close(struct hr_io_file *file);
+
+/* ---- memory, ring.c ----------------------------------------------------------------- */
+
+struct hr_ring {
+    uint8_t *base; /* aligned to 2 MiB */
+    uint64_t size_bytes;
+    const char *pages; /* for the log: "huge pages", "transparent huge pages" or "4 KiB pages" */
+};
+
+/* Map and touch size_bytes (a multiple of 2 MiB). @return 0 or -ENOMEM. */
+int hr_ring_init(struct hr_ring *ring, uint64_t size_bytes, struct hr_error *err);
+void hr_ring_uninit(struct hr_ring *ring); /* a zeroed ring is fine */
+
+/* ---- backends ----------------------------------------------------------------------- */
+
+struct hr_io_request {
+    uint64_t offset_bytes; /* aligned where the file is direct, as size and buf               */
+    uint64_t tag;          /* comes back in the completion                                    */
+    void *buf;             /* inside the registered memory                                    */
+    uint32_t size_bytes;   /* 1..HR_BLOCK_BYTES_MAX                                           */
+    uint32_t file_idx;
+};
+
+struct hr_io_completion {
+    uint64_t tag;
+    int32_t result; /* bytes read, perhaps fewer than asked, or a negative errno */
+};
+
+enum { HR_IO_BATCH = 64 };         /* most requests or completions per call */
+#define HR_IO_TAG_PROBE UINT64_MAX /* the read that tries a backend out */
+
+/* Borrowed until destroy. */
+struct hr_io_params {
+    const struct hr_io_file *files;
+    uint32_t n_files;
+    uint32_t depth; /* requests in flight at most       */
+    void *buf;      /* all requests read into this range */
+    size_t buf_bytes;
+    uint32_t block_bytes; /* size of the probing read */
+};
+
+struct hr_io {
+    const struct hr_io_backend *backend;
+    struct hr_io_params params;
+    void *priv; /* backend->priv_bytes, zeroed */
+};
+
+struct hr_io_backend {
+    const char *name;
+    size_t priv_bytes;
+
+    /* Required. On failure nothing stays behind and *err says why and what helps. */
+    int (*init)(struct hr_io *io, struct hr_error *err);
+    /* Required. Nothing is in flight. */
+    void (*uninit)(struct hr_io *io);
+    /* Required. Queue up to n <= HR_IO_BATCH requests; the caller keeps to the depth. They need not
+     * be under way before the next reap(). Returns how many were taken, or -ENOMEM, -EAGAIN,
+     * -EBUSY when it was none: collect completions first. */
+    int (*submit)(struct hr_io *io, const struct hr_io_request *requests, uint32_t n);
+    /* Required. Wait up to timeout_ns for a completion and return 1..max of them, or 0: none yet.
+     * -ENOMEM, -EAGAIN, -EBUSY, -EINTR: none now, queued requests are kept; other errors are final.
+     */
+    int (*reap)(struct hr_io *io, struct hr_io_completion *done, uint32_t max, uint64_t timeout_ns);
+    /* Optional. files[file_idx].fd has changed. */
+    int (*file_changed)(struct hr_io *io, uint32_t file_idx);
+};
+
+extern const struct hr_io_backend hr_io_backend_uring;
+extern const struct hr_io_backend hr_io_backend_pread;
+extern const struct hr_io_backend hr_io_backend_null;
+extern const struct hr_io_backend hr_io_backend_fault;
+
+/* Bring up backend `name`, or with NULL or "auto" what HEADRACE_IO names, or else the first of the
+ * list that can read the first block of a file. A named backend is never substituted.
+ * @return 0; -EINVAL no such name (the message lists them), -ENODEV none works (all reasons),
+ *         or the error of the named one. */
+int hr_io_create(struct hr_io **ret_io, const char *name, const struct hr_io_params *params,
+                 struct hr_error *err);
+/* As above for one name, without a trial read. */
+int hr_io_create_named(struct hr_io **ret_io, const char *name, const struct hr_io_params *params,
+                       struct hr_error *err);
+/* Nothing may be in flight. Accepts a pointer to NULL. */
+void hr_io_destroy(struct hr_io **io);
+
+/* A thread that leaves all signals to the caller's threads. `name` up to 15 characters. */
+int hr_io_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg);
+/* As hr_io_thread_start() needs them: initialise a condition on the monotonic clock; wait on it
+ * for at most wait_ns. */
+void hr_io_cond_init(pthread_cond_t *cond);
+void hr_io_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex, uint64_t wait_ns);
+
+/* ---- fault injection, io_fault.c ----------------------------------------------------- */
+
+/* The backend "fault" reads through another one and spoils some of the results, as a
+ * comma-separated program says; the same program and order of requests give the same faults.
+ *
+ *   inner=NAME             the backend that reads: pread (default), io_uring
+ *   seed=N                 of the random choices; default 1
+ *   short=P                P % of the reads report fewer bytes; the bytes behind are overwritten
+ *   eintr=P, eagain=P      P % fail so
+ *   enomem=P, ebusy=P      P % of the submissions are refused so
+ *   nomem=P                P % of the reads fail with ENOMEM
+ *   eio=OFFSET[:TIMES]     reads over this byte of any file fail; TIMES 0 or absent: for good
+ *   einval=1               reads from direct files fail with EINVAL
+ *   eof=OFFSET             files end there
+ *   delay=US               completions come up to US microseconds late
+ *   reorder=1              and in random order
+ *
+ * P 100 means always. The program is the last one given to hr_io_fault_program(), else that in the
+ * environment variable HEADRACE_FAULTS. */
+void hr_io_fault_program(const char *program); /* borrowed; NULL: back to the environment */
+
+#endif /* HR_IO_BACKEND_H */

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* reader_done.c -- what becomes of a read: finished, continued, repeated, divided or given up.
+ *
+ * A block is read by one request at a time, from done_bytes on. Whatever happens to a request only
+ * changes how much of the block is asked for next; so a short read, a bad sector and a lost
+ * O_DIRECT all take the same way back into the queue.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "io/reader.h"
+
+enum {
+    TRIES_MAX = 100,      /* requests of a block without progress                 */
+    REFUSALS_MAX = 10000, /* of the kernel in a row, a millisecond or more apart  */
+    DESCRIPTION_BYTES = 256,
+    PATH_PRINT_BYTES = 384,
+};
+
+void hr_reader_enqueue(struct hr_reader *reader, uint64_t block_idx, bool in_front)
+{
+    const uint32_t mask = reader->n_blocks - 1;
+
+    if (block_idx >= reader->failed_block)
+        return;
+    hr_assert(reader->queue_n < reader->n_blocks);
+    if (in_front) {
+        reader->queue_first = (reader->queue_first - 1) & mask;
+        reader->queue[reader->queue_first] = block_idx;
+    } else {
+        reader->queue[(reader->queue_first + reader->queue_n) & mask] = block_idx;
+    }
+    reader->queue_n++;
+}
+
+/* Requests of the failed block and those behind it will not be submitted. */
+static void purge_queue(struct hr_reader *reader)
+{
+    const uint32_t mask = reader->n_blocks - 1;
+    uint32_t kept = 0;
+
+    for (uint32_t i = 0; i < reader->queue_n; i++) {
+        const uint64_t block_idx = reader->queue[(reader->queue_first + i) & mask];
+
+        if (block_idx < reader->failed_block)
+            reader->queue[(reader->queue_first + kept++) & mask] = block_idx;
+    }
+    reader->queue_n = kept;
+}
+
+/* describe()'s words, in brackets, for the first range that needs the byte at pos. */
+static void describe_pos(struct hr_reader *reader, uint64_t pos, char *buf, size_t buf_bytes)
+{
+    const struct hr_plan *plan = &reader->plan;
+    char words[DESCRIPTION_BYTES - 8] = "";
+    uint64_t seq = hr_max_u64(reader->n_ready, plan->first_live);
+
+    buf[0] = '\0';
+    while (seq < plan->seq && hr_plan_pos(plan, seq) + hr_plan_range(plan, seq)->size_bytes <= pos)
+        seq++;
+    if (seq == plan->seq || !reader->params.describe)
+        return;
+    reader->params.describe(reader->params.describe_user, (uint32_t) (seq % plan->n_ranges), words,
+                            sizeof(words));
+    snprintf(buf, buf_bytes, " (%s)", words);
+}
+
+void hr_reader_fail(struct hr_reader *reader, uint64_t block_idx, uint64_t size_bytes, int code,
+                    const char *what)
+{
+    const struct hr_block *block = hr_reader_block(reader, block_idx);
+    const uint64_t offset = block->at.offset_bytes + block->done_bytes;
+    char path[PATH_PRINT_BYTES], description[DESCRIPTION_BYTES];
+
+    /* Of several failures the first in the order of use is the one to tell. */
+    if (block_idx >= reader->failed_block)
+        return;
+    reader->failed_block = block_idx;
+    purge_queue(reader);
+    describe_pos(reader, block->at.pos + block->done_bytes, description, sizeof(description));
+    hr_error_clear(&reader->failure);
+    hr_error_set(&reader->failure, code, "%s: bytes %" PRIu64 " to %" PRIu64 "%s: %s",
+                 hr_printable(reader->params.files[block->at.file_idx].path, path, sizeof(path)),
+                 offset, offset + size_bytes - 1, description, what);
+}
+
+void hr_reader_refused(struct hr_reader *reader, int code)
+{
+    char text[128];
+
+    if (code == -EINTR)
+        return;
+    if (code == -ENOMEM && reader->depth > 1) {
+        reader->depth /= 2;
+        hr_log(HR_LOG_DEBUG, "io: the kernel lacks memory; %u reads at a time", reader->depth);
+    }
+    if (++reader->refusals <= REFUSALS_MAX)
+        return;
+    /* Nothing will come of what is queued. */
+    if (reader->first_block < reader->next_block)
+        hr_reader_fail(reader, reader->first_block,
+                       hr_reader_block(reader, reader->first_block)->ask_bytes, code,
+                       hr_strerror(code, text, sizeof(text)));
+    reader->in_flight = 0;
+}
+
+static void finish(struct hr_reader *reader, struct hr_block *block)
+{
+    block->finished = true;
+    while (reader->first_block < reader->next_block &&
+           hr_reader_block(reader, reader->first_block)->finished)
+        reader->first_block++;
+}
+
+/* n bytes have come, of those asked for. */
+static void take_bytes(struct hr_reader *reader, uint64_t block_idx, uint32_t n)
+{
+    struct hr_block *block = hr_reader_block(reader, block_idx);
+    const struct hr_io_file *file = &reader->files[block->at.file_idx];
+    const uint32_t arrived = block->done_bytes + n;
+    char what[128];
+
+    reader->stats.bytes_read += n;
+    if (arrived >= block->need_bytes) {
+        finish(reader, block);
+        return;
+    }
+    /* A direct read must begin aligned; the bytes behind the last boundary are read again. */
+    const uint32_t done =
+        block->asked_direct ? (uint32_t) hr_align_down(arrived, file->align_bytes) : arrived;
+    if (n < block->ask_bytes)
+        reader->stats.short_reads++;
+    if (n == 0 || (done == block->done_bytes && ++block->tries > TRIES_MAX)) {
+        snprintf(what, sizeof(what), "the file shrank: it ends at byte %" PRIu64 " of %" PRIu64,
+                 block->at.offset_bytes + arrived, file->source->size_bytes);
+        hr_reader_fail(reader, block_idx, block->need_bytes - block->done_bytes, -EIO, what);
+        return;
+    }
+    if (done > block->done_bytes) {
+        block->done_bytes = done;
+        block->tries = 0;
+        block->asked_again = false;
+    }
+    block->ask_bytes =
+        (uint32_t) hr_min_u64(block->ask_bytes, block->at.size_bytes - block->done_bytes);
+    hr_reader_enqueue(reader, block_idx, true);
+}
+
+/* The disk says no: halve the request until the bad place is alone, then try that once more. */
+static void bisect(struct hr_reader *reader, uint64_t block_idx, int code)
+{
+    struct hr_block *block = hr_reader_block(reader, block_idx);
+    const uint32_t part = reader->files[block->at.file_idx].align_bytes;
+    char text[128];
+
+    if (block->ask_bytes > part) {
+        block->ask_bytes = (uint32_t) hr_align_up(block->ask_bytes / 2, part);
+    } else if (!block->asked_again) {
+        block->asked_again = true;
+    } else {
+        hr_reader_fail(reader, block_idx, block->ask_bytes, -EIO,
+                       hr_strerror(code, text, sizeof(text)));
+        return;
+    }
+    reader->stats.retries++;
+    hr_reader_enqueue(reader, block_idx, true);
+}
+
+/* A direct read was refused as such: read this file buffered from now on, where that is allowed. */
+static void lose_direct(struct hr_reader *reader, uint64_t block_idx, int code)
+{
+    struct hr_block *block = hr_reader_block(reader, block_idx);
+    struct hr_io_file *file = &reader->files[block->at.file_idx];
+    char text[128], path[PATH_PRINT_BYTES];
+    int r = 0;
+
+    hr_strerror(code, text, sizeof(text));
+    if (!block->asked_direct || reader->params.direct == HR_DIRECT_ON) {
+        hr_reader_fail(reader, block_idx, block->ask_bytes,
+                       block->asked_direct ? -EOPNOTSUPP : code, text);
+        return;
+    }
+    if (file->direct) {
+        hr_log(HR_LOG_WARN, "%s: a direct read was refused (%s); read through the page cache now",
+               hr_printable(file->source->path, path, sizeof(path)), text);
+        r = hr_io_file_go_buffered(file, NULL);
+        if (r == 0 && reader->io->backend->file_changed)
+            r = reader->io->backend->file_changed(reader->io, block->at.file_idx);
+        reader->stats.direct = false;
+    }
+    if (r < 0) {
+        hr_reader_fail(reader, block_idx, block->ask_bytes, r, hr_strerror(r, text, sizeof(text)));
+        return;
+    }
+    reader->stats.retries++;
+    hr_reader_enqueue(reader, block_idx, true);
+}
+
+static void repeat(struct hr_reader *reader, uint64_t block_idx, int code)
+{
+    struct hr_block *block = hr_reader_block(reader, block_idx);
+    char text[128];
+
+    if (++block->tries > TRIES_MAX) {
+        hr_reader_fail(reader, block_idx, block->ask_bytes, code,
+                       hr_strerror(code, text, sizeof(text)));
+        return;
+    }
+    reader->stats.retries++;
+    hr_reader_enqueue(reader, block_idx, true);
+}
+
+void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion *done)
+{
+    struct hr_block *block = hr_reader_block(reader, done->tag);
+    char text[128];
+
+    hr_assert(done->tag >= reader->first_block && done->tag < reader->next_block);
+    hr_assert(!block->finished && reader->in_flight > 0);
+    hr_assert(done->result <= (int32_t) block->ask_bytes);
+    hr_assert(done->result != -EFAULT && done->result != -EBADF);
+    reader->in_flight--;
+    reader->stats.reads++;
+
+    switch (done->result) {
+    case -EINTR:
+    case -EAGAIN:
+        repeat(reader, done->tag, done->result);
+        break;
+    case -ENOMEM:
+        hr_reader_refused(reader, done->result);
+        repeat(reader, done->tag, done->result);
+        break;
+    case -EINVAL:
+    case -EOPNOTSUPP:
+        lose_direct(reader, done->tag, done->result);
+        break;
+    case -EIO: /* and what the block layer says instead: bad medium, protection, target, path */
+    case -ENODATA:
+    case -EILSEQ:
+    case -EREMOTEIO:
+    case -ETIMEDOUT:
+    case -ENOLINK:
+        bisect(reader, done->tag, done->result);
+        break;
+    default:
+        if (done->result >= 0)
+            take_bytes(reader, done->tag, (uint32_t) done->result);
+        else
+            hr_reader_fail(reader, done->tag, block->ask_bytes, done->result,
+                           hr_strerror(done->result, text, sizeof(text)));
+    }
+}
