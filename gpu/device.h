@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* device.h -- what a device implements; gpu.c calls it, nobody else.
+ *
+ * gpu.c has checked every argument before a function here is called, so devices hold no argument
+ * checks. All functions are required. Each takes the struct hr_gpu that its own open() made: the
+ * first member of the device's private struct.
+ */
+#ifndef HR_GPU_DEVICE_H
+#define HR_GPU_DEVICE_H
+
+#include "gpu/gpu.h"
+
+struct hr_device_fns {
+    const char *name; /* what params.device says */
+
+    /* Make a device. On success the whole of struct hr_gpu is filled: the arena, of at least
+     * params->arena_bytes zeroed bytes aligned to 64, and what hr_gpu_name() answers. */
+    int (*open)(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err);
+    void (*close)(struct hr_gpu *gpu);
+    uint64_t (*scratch_bytes)(const struct hr_gpu_params *params, size_t n_tokens_max,
+                              size_t n_in_max, size_t n_out_max);
+
+    int (*upload)(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes);
+    int (*download)(struct hr_gpu *gpu, void *dst_host, const void *src, size_t size_bytes);
+    int (*sync)(struct hr_gpu *gpu);
+
+    int (*stage)(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,
+                 size_t size_bytes);
+    void (*unstage)(struct hr_gpu *gpu, const struct hr_gpu_weight *weight);
+    bool (*host_is_free)(struct hr_gpu *gpu, const struct hr_gpu_weight *weight, bool wait);
+
+    int (*linear)(struct hr_gpu *gpu, const struct hr_linear *p);
+    int (*layernorm_modulate)(struct hr_gpu *gpu, const struct hr_layernorm_modulate *p);
+    int (*rmsnorm)(struct hr_gpu *gpu, float *out, const float *x, const float *gain,
+                   size_t n_tokens, size_t width);
+    int (*qk_norm_rope)(struct hr_gpu *gpu, const struct hr_qk_norm_rope *p);
+    int (*attention)(struct hr_gpu *gpu, const struct hr_attention *p);
+    int (*silu)(struct hr_gpu *gpu, float *out, const float *x, size_t n);
+    int (*to_f32)(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);
+};
+
+struct hr_gpu {
+    const struct hr_device_fns *fns;
+    enum hr_dtype act;
+    char name[96];
+    unsigned char *arena;
+    uint64_t arena_bytes;
+    uint64_t arena_used; /* gpu.c's */
+};
+
+extern const struct hr_device_fns hr_device_cpu;
+
+#endif /* HR_GPU_DEVICE_H */

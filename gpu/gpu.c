@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gpu.c -- the front of all devices: picks one, checks every argument, hands out the arena.
+ *
+ * A wrong argument is a mistake of ours and asserted here, once for all devices.
+ */
+#include "gpu/gpu.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "gpu/device.h"
+
+enum { ARENA_ALIGN = 64, N_THREADS_MAX = 256 };
+
+/* In order of preference for "auto". */
+static const struct hr_device_fns *const devices[] = {&hr_device_cpu};
+
+static bool is_auto(const char *name)
+{
+    return !name || strcmp(name, "auto") == 0;
+}
+
+static const struct hr_device_fns *device_find(const char *name)
+{
+    if (is_auto(name))
+        return devices[0];
+    for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++)
+        if (strcmp(devices[i]->name, name) == 0)
+            return devices[i];
+    return NULL;
+}
+
+static int error_unknown_device(const char *name, struct hr_error *err)
+{
+    char allowed[128] = "auto", printable[64];
+    size_t used = strlen(allowed);
+
+    for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++) {
+        const size_t n = strlen(devices[i]->name);
+
+        hr_assert(used + 2 + n < sizeof(allowed));
+        memcpy(allowed + used, ", ", 2);
+        memcpy(allowed + used + 2, devices[i]->name, n + 1);
+        used += 2 + n;
+    }
+    return hr_error_set(err, -ENODEV, "device \"%s\" is unknown: use one of %s",
+                        hr_printable(name, printable, sizeof(printable)), allowed);
+}
+
+int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err)
+{
+    const struct hr_device_fns *fns = device_find(params->device);
+    struct hr_gpu *gpu = NULL;
+    int rc;
+
+    hr_assert(params->act == HR_DTYPE_BF16 || params->act == HR_DTYPE_F32);
+    if (!fns)
+        return error_unknown_device(params->device, err);
+    if (params->n_threads > N_THREADS_MAX)
+        return hr_error_set(err, -EINVAL, "%u threads: the device takes at most %d",
+                            params->n_threads, N_THREADS_MAX);
+    rc = fns->open(&gpu, params, err);
+    if (rc < 0)
+        return rc;
+    hr_assert(gpu->fns == fns && gpu->arena_bytes >= params->arena_bytes);
+    if (is_auto(params->device))
+        hr_log(HR_LOG_INFO, "device: %s, the only one of this build", gpu->name);
+    *ret_gpu = gpu;
+    return 0;
+}
+
+void hr_gpu_close(struct hr_gpu **gpu)
+{
+    if (*gpu)
+        (*gpu)->fns->close(*gpu);
+    *gpu = NULL;
+}
+
+const char *hr_gpu_name(const struct hr_gpu *gpu)
+{
+    return gpu->name;
+}
+
+uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
+                              size_t n_in_max, size_t n_out_max)
+{
+    const struct hr_device_fns *fns = device_find(params->device);
+
+    return fns ? fns->scratch_bytes(params, n_tokens_max, n_in_max, n_out_max) : 0;
+}
+
+/* ---- memory ------------------------------------------------------------------------- */
+
+uint64_t hr_gpu_arena_bytes(uint64_t size_bytes)
+{
+    hr_assert(size_bytes <= UINT64_MAX - ARENA_ALIGN);
+    return hr_align_up(size_bytes, ARENA_ALIGN);
+}
+
+void *hr_gpu_alloc(struct hr_gpu *gpu, uint64_t size_bytes)
+{
+    const uint64_t takes = hr_gpu_arena_bytes(size_bytes);
+
+    hr_assert(takes <= gpu->arena_bytes - gpu->arena_used);
+    void *p = gpu->arena + gpu->arena_used;
+    gpu->arena_used += takes;
+    return p;
+}
+
+int hr_gpu_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes)
+{
+    hr_assert(dst && src_host);
+    return gpu->fns->upload(gpu, dst, src_host, size_bytes);
+}
+
+int hr_gpu_download(struct hr_gpu *gpu, void *dst_host, const void *src, size_t size_bytes)
+{
+    hr_assert(dst_host && src);
+    return gpu->fns->download(gpu, dst_host, src, size_bytes);
+}
+
+int hr_gpu_sync(struct hr_gpu *gpu)
+{
+    return gpu->fns->sync(gpu);
+}
+
+/* ---- weights ------------------------------------------------------------------------ */
+
+int hr_gpu_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,
+                 size_t size_bytes)
+{
+    hr_assert(ret_weight && host);
+    return gpu->fns->stage(gpu, ret_weight, host, size_bytes);
+}
+
+void hr_gpu_unstage(struct hr_gpu *gpu, const struct hr_gpu_weight *weight)
+{
+    hr_assert(weight && weight->data);
+    gpu->fns->unstage(gpu, weight);
+}
+
+bool hr_gpu_host_is_free(struct hr_gpu *gpu, const struct hr_gpu_weight *weight, bool wait)
+{
+    hr_assert(weight && weight->data);
+    return gpu->fns->host_is_free(gpu, weight, wait);
+}
+
+/* ---- operations --------------------------------------------------------------------- */
+
+static bool dtype_is_weight(enum hr_dtype dtype)
+{
+    return dtype == HR_DTYPE_F32 || dtype == HR_DTYPE_F16 || dtype == HR_DTYPE_BF16 ||
+           dtype == HR_DTYPE_F8_E4M3 || dtype == HR_DTYPE_F8_E5M2;
+}
+
+static bool dtype_is_activation(enum hr_dtype dtype)
+{
+    return dtype == HR_DTYPE_F32 || dtype == HR_DTYPE_BF16;
+}
+
+int hr_gpu_linear(struct hr_gpu *gpu, const struct hr_linear *p)
+{
+    hr_assert(p->x && p->w && p->out && p->x != p->out);
+    hr_assert(p->n_tokens > 0 && p->n_in > 0 && p->n_out > 0);
+    hr_assert(p->x_stride >= p->n_in && p->out_stride >= p->n_out);
+    hr_assert(dtype_is_activation(p->x_dtype) && dtype_is_weight(p->w_dtype));
+    hr_assert(dtype_is_activation(p->out_dtype));
+    hr_assert(p->epilogue <= HR_EPILOGUE_GATED_RESIDUAL);
+    if (p->epilogue == HR_EPILOGUE_GATED_RESIDUAL)
+        hr_assert(p->gate && p->out_dtype == HR_DTYPE_F32);
+    return gpu->fns->linear(gpu, p);
+}
+
+int hr_gpu_layernorm_modulate(struct hr_gpu *gpu, const struct hr_layernorm_modulate *p)
+{
+    hr_assert(p->out && p->x && p->shift && p->scale && p->out != (const void *) p->x);
+    hr_assert(p->n_tokens > 0 && p->width > 0);
+    hr_assert(p->out_dtype == HR_DTYPE_F32 || p->out_dtype == gpu->act);
+    return gpu->fns->layernorm_modulate(gpu, p);
+}
+
+int hr_gpu_rmsnorm(struct hr_gpu *gpu, float *out, const float *x, const float *gain,
+                   size_t n_tokens, size_t width)
+{
+    hr_assert(out && x && gain && n_tokens > 0 && width > 0);
+    return gpu->fns->rmsnorm(gpu, out, x, gain, n_tokens, width);
+}
+
+int hr_gpu_qk_norm_rope(struct hr_gpu *gpu, const struct hr_qk_norm_rope *p)
+{
+    hr_assert(p->out && p->x && p->gain && p->cos_sin && p->out != (const void *) p->x);
+    hr_assert(p->n_tokens > 0 && p->n_heads > 0);
+    return gpu->fns->qk_norm_rope(gpu, p);
+}
+
+int hr_gpu_attention(struct hr_gpu *gpu, const struct hr_attention *p)
+{
+    hr_assert(p->out && p->q && p->k && p->v);
+    hr_assert(p->out != p->k && p->out != p->v);
+    hr_assert(p->n_q > 0 && p->n_k > 0 && p->n_heads > 0);
+    return gpu->fns->attention(gpu, p);
+}
+
+int hr_gpu_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n)
+{
+    hr_assert(out && x && n > 0);
+    return gpu->fns->silu(gpu, out, x, n);
+}
+
+int hr_gpu_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n)
+{
+    hr_assert(dst && src && n > 0 && dtype_is_weight(dtype));
+    return gpu->fns->to_f32(gpu, dst, src, dtype, n);
+}

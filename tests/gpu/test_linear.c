@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_linear.c -- linear layers of every dtype pair, epilogue and instruction set against
+ * hr_linear_ref, around the sizes of tiles, at odd addresses, and bit for bit on any number of
+ * threads. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "gpu/cpu.h"
+#include "tests/gpu/check.h"
+
+static const enum hr_dtype x_dtypes[] = {HR_DTYPE_F32, HR_DTYPE_BF16};
+static const enum hr_dtype w_dtypes[] = {HR_DTYPE_F32, HR_DTYPE_F16, HR_DTYPE_BF16,
+                                         HR_DTYPE_F8_E4M3, HR_DTYPE_F8_E5M2};
+
+/* One layer's arrays, and its description for the device. */
+struct layer {
+    struct hr_linear p;
+    void *x, *w, *out, *want, *before;
+    float *bias, *gate;
+    size_t out_bytes;
+};
+
+static void layer_init(struct layer *l, struct check_rng *rng, const struct hr_linear *shape)
+{
+    struct hr_linear *p = &l->p;
+
+    *p = *shape;
+    p->x_stride = p->n_in + check_pick(rng, 3);
+    p->out_stride = p->n_out + check_pick(rng, 3);
+    p->gate_split = check_pick(rng, p->n_tokens + 2);
+    p->gate_stride = p->n_out + check_pick(rng, 3);
+    l->out_bytes = p->n_tokens * p->out_stride * check_dtype_bytes(p->out_dtype);
+
+    const size_t n_x = p->n_tokens * p->x_stride, n_w = p->n_out * p->n_in;
+    l->x = check_alloc(n_x * check_dtype_bytes(p->x_dtype), check_dtype_bytes(p->x_dtype));
+    l->w = check_alloc(n_w * check_dtype_bytes(p->w_dtype), check_pick(rng, 64));
+    l->out = check_alloc(l->out_bytes, check_dtype_bytes(p->out_dtype));
+    l->want = check_alloc(l->out_bytes, 0);
+    l->before = check_alloc(l->out_bytes, 0);
+    l->bias = check_alloc(p->n_out * sizeof(float), sizeof(float));
+    l->gate = check_alloc((p->gate_stride + p->n_out) * sizeof(float), sizeof(float));
+    for (size_t t = 0; t < p->n_tokens; t++) /* what lies between the rows stays NaN */
+        check_fill(rng, (char *) l->x + t * p->x_stride * check_dtype_bytes(p->x_dtype), p->x_dtype,
+                   p->n_in);
+    check_fill(rng, l->w, p->w_dtype, n_w);
+    check_fill_f32(rng, l->bias, p->n_out, -1.0f, 1.0f);
+    check_fill_f32(rng, l->gate, p->gate_stride + p->n_out, -1.0f, 1.0f);
+    for (size_t t = 0; t < p->n_tokens && p->epilogue == HR_EPILOGUE_GATED_RESIDUAL; t++)
+        check_fill_f32(rng, (float *) l->before + t * p->out_stride, p->n_out, -1.0f, 1.0f);
+
+    p->x = l->x;
+    p->w = l->w;
+    p->bias = check_pick(rng, 4) ? l->bias : NULL;
+    p->gate = l->gate;
+    memcpy(l->want, l->before, l->out_bytes);
+    p->out = l->want;
+    hr_linear_ref(p);
+    p->out = l->out;
+}
+
+static void layer_uninit(struct layer *l)
+{
+    check_free(l->x);
+    check_free(l->w);
+    check_free(l->out);
+    check_free(l->want);
+    check_free(l->before);
+    check_free(l->bias);
+    check_free(l->gate);
+}
+
+static void layer_run(struct layer *l, struct hr_gpu *gpu)
+{
+    memcpy(l->out, l->before, l->out_bytes);
+    assert_int_equal(hr_gpu_linear(gpu, &l->p), 0);
+}
+
+/* Between the rows nothing may be written. */
+static void check_gaps(const struct layer *l)
+{
+    const size_t size = check_dtype_bytes(l->p.out_dtype), gap = l->p.out_stride - l->p.n_out;
+
+    for (size_t t = 0; t < l->p.n_tokens; t++) {
+        const size_t at = (t * l->p.out_stride + l->p.n_out) * size;
+
+        assert_memory_equal((char *) l->out + at, (char *) l->before + at, gap * size);
+    }
+}
+
+static void check_layer(struct layer *l, struct hr_gpu *gpu, const struct check_device *device)
+{
+    const struct hr_linear *p = &l->p;
+    char what[160];
+
+    snprintf(what, sizeof(what), "linear %zux%zux%zu x %s w %s out %s epilogue %d (%s, bf16 %d)",
+             p->n_tokens, p->n_in, p->n_out, hr_dtype_name(p->x_dtype), hr_dtype_name(p->w_dtype),
+             hr_dtype_name(p->out_dtype), p->epilogue, device->isa, device->bf16);
+    layer_run(l, gpu);
+    check_close(what,
+                &(struct check_matrix){.got = l->out,
+                                       .want = l->want,
+                                       .dtype = p->out_dtype,
+                                       .n_rows = p->n_tokens,
+                                       .width = p->n_out,
+                                       .stride = p->out_stride},
+                2e-7 * (4.0 + sqrt((double) p->n_in)));
+    check_gaps(l);
+}
+
+struct devices {
+    struct hr_gpu *gpu[8];
+    struct check_device device[8];
+    size_t n;
+};
+
+static void devices_open(struct devices *d, enum hr_dtype act)
+{
+    for (d->n = 0; check_device_get(&d->device[d->n], d->n); d->n++) {
+        assert_true(d->n < HR_ARRAY_SIZE(d->gpu) - 1);
+        d->gpu[d->n] = check_device_open(&d->device[d->n], act, 2);
+    }
+}
+
+static void devices_close(struct devices *d)
+{
+    while (d->n > 0)
+        hr_gpu_close(&d->gpu[--d->n]);
+}
+
+static void check_shape(struct devices *d, struct check_rng *rng, const struct hr_linear *shape)
+{
+    struct layer l;
+
+    layer_init(&l, rng, shape);
+    for (size_t i = 0; i < d->n; i++)
+        check_layer(&l, d->gpu[i], &d->device[i]);
+    layer_uninit(&l);
+}
+
+/* Every pair of dtypes with every epilogue, sizes drawn from around the widths of vectors. */
+static void test_dtypes(void **state)
+{
+    static const size_t n_in[] = {1, 15, 33, 64, 127, 200}, n_out[] = {1, 3, 17, 64, 65, 130};
+    static const size_t n_tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 33};
+    struct check_rng rng = check_seed();
+    struct devices d;
+
+    (void) state;
+    devices_open(&d, HR_DTYPE_BF16);
+    for (size_t i = 0; i < 2 * 2 * 5 * 5 * 3; i++) {
+        struct hr_linear shape = {
+            .x_dtype = x_dtypes[i % 2],
+            .out_dtype = x_dtypes[i / 2 % 2],
+            .w_dtype = w_dtypes[i / 4 % 5],
+            .epilogue = (enum hr_epilogue)(i / 20 % 5),
+            .n_in = n_in[check_pick(&rng, HR_ARRAY_SIZE(n_in))],
+            .n_out = n_out[check_pick(&rng, HR_ARRAY_SIZE(n_out))],
+            .n_tokens = n_tokens[check_pick(&rng, HR_ARRAY_SIZE(n_tokens))],
+        };
+
+        if (shape.epilogue == HR_EPILOGUE_GATED_RESIDUAL)
+            shape.out_dtype = HR_DTYPE_F32;
+        check_shape(&d, &rng, &shape);
+    }
+    devices_close(&d);
+}
+
+/* One less than, as much as and one more than each tile, with and without conversion. */
+static void test_tiles(void **state)
+{
+    static const size_t sizes[][3] = {
+        /* tokens, in, out */
+        {HR_TILE_TOKENS - 1, 40, 63},
+        {HR_TILE_TOKENS, 33, 64},
+        {HR_TILE_TOKENS + 1, 31, HR_TILE_ROWS + 1},
+        {2 * HR_TILE_TOKENS + 1, 8, HR_TILE_ROWS},
+        {9, HR_TILE_K - 1, 65},
+        {9, HR_TILE_K, 5},
+        {10, HR_TILE_K + 1, 7},
+        {11, 2 * HR_TILE_K, 4},
+        {12, 3 * HR_TILE_K + 5, 9},
+        {5, HR_TILE_K - 1, 63},
+        {8, 2 * HR_TILE_K + 1, 65},
+    };
+    struct check_rng rng = check_seed();
+    struct devices d;
+
+    (void) state;
+    devices_open(&d, HR_DTYPE_BF16);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(sizes); i++) {
+        for (size_t j = 0; j < 4; j++) {
+            const struct hr_linear shape = {.x_dtype = x_dtypes[j % 2],
+                                            .w_dtype = j < 2 ? HR_DTYPE_BF16 : HR_DTYPE_F16,
+                                            .out_dtype = HR_DTYPE_F32,
+                                            .n_tokens = sizes[i][0],
+                                            .n_in = sizes[i][1],
+                                            .n_out = sizes[i][2]};
+
+            check_shape(&d, &rng, &shape);
+        }
+    }
+    devices_close(&d);
+}
+
+/* The same bits on any number of threads and at any address of w. */
+static void test_same_bits(void **state)
+{
+    static const unsigned n_threads[] = {1, 2, 3, 5};
+    static const size_t sizes[][3] = {{5, 1030, 200}, {70, 1030, 200}, {600, 40, 260}};
+    struct check_rng rng = check_seed();
+    struct layer l[HR_ARRAY_SIZE(sizes) * 4];
+    const struct check_device device = {hr_kernels_name(0), true};
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(l); i++) {
+        const size_t *size = sizes[i / 4];
+        const struct hr_linear shape = {.x_dtype = x_dtypes[i % 2],
+                                        .w_dtype = i & 2 ? HR_DTYPE_F8_E4M3 : HR_DTYPE_BF16,
+                                        .out_dtype = HR_DTYPE_F32,
+                                        .epilogue = HR_EPILOGUE_GELU_TANH,
+                                        .n_tokens = size[0],
+                                        .n_in = size[1],
+                                        .n_out = size[2]};
+
+        layer_init(&l[i], &rng, &shape);
+    }
+    for (size_t n = 0; n < HR_ARRAY_SIZE(n_threads); n++) {
+        struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_BF16, n_threads[n]);
+
+        for (size_t i = 0; i < HR_ARRAY_SIZE(l); i++) {
+            const size_t n_bytes = l[i].p.n_in * l[i].p.n_out * check_dtype_bytes(l[i].p.w_dtype);
+            void *moved = check_alloc(n_bytes, check_pick(&rng, 64));
+
+            memcpy(moved, l[i].w, n_bytes);
+            l[i].p.w = moved;
+            layer_run(&l[i], gpu);
+            check_free(moved);
+            if (n == 0)
+                memcpy(l[i].want, l[i].out, l[i].out_bytes);
+            assert_memory_equal(l[i].out, l[i].want, l[i].out_bytes);
+        }
+        hr_gpu_close(&gpu);
+    }
+    for (size_t i = 0; i < HR_ARRAY_SIZE(l); i++)
+        layer_uninit(&l[i]);
+}
+
+/* More different shapes than prepared products are kept. */
+static void test_many_shapes(void **state)
+{
+    struct check_rng rng = check_seed();
+    const struct check_device device = {hr_kernels_name(0), true};
+    struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_BF16, 2);
+
+    (void) state;
+    for (size_t i = 0; i < 300; i++) {
+        const struct hr_linear shape = {.x_dtype = HR_DTYPE_BF16,
+                                        .w_dtype = HR_DTYPE_BF16,
+                                        .out_dtype = HR_DTYPE_F32,
+                                        .n_tokens = 9 + i % 20,
+                                        .n_in = 1 + i / 20,
+                                        .n_out = 70};
+        struct layer l;
+
+        layer_init(&l, &rng, &shape);
+        check_layer(&l, gpu, &device);
+        layer_uninit(&l);
+    }
+    hr_gpu_close(&gpu);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_dtypes),
+        cmocka_unit_test(test_tiles),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_many_shapes),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
