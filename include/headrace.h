@@ -86,6 +86,8 @@ enum hr_dtype {
 
 /* The name as safetensors writes it, such as "BF16". */
 HR_API const char *hr_dtype_name(enum hr_dtype dtype);
+/* Bits of one element: 4, 6, 8, 16, 32 or 64. */
+HR_API unsigned hr_dtype_bits(enum hr_dtype dtype);
 
 struct hr_tensor {
     const char *name; /* as in the file, less a prefix common to single-file models      */
@@ -135,6 +137,12 @@ HR_API const struct hr_shard *hr_checkpoint_shard(const struct hr_checkpoint *ch
 /* The text of config.json, or NULL when the model came without one. */
 HR_API const char *hr_checkpoint_config(const struct hr_checkpoint *checkpoint);
 
+/* Read one whole tensor as it lies in the file.
+ * @param size_bytes  the tensor's (else -EINVAL) */
+HR_API int hr_checkpoint_read(const struct hr_checkpoint *checkpoint,
+                              const struct hr_tensor *tensor, void *dst, uint64_t size_bytes,
+                              struct hr_error *err);
+
 /* Read one whole tensor and convert it to float (F32, F16, BF16, F8_E4M3, F8_E5M2 only).
  * @param dst  n floats, n the tensor's element count (else -EINVAL) */
 HR_API int hr_checkpoint_read_f32(const struct hr_checkpoint *checkpoint,
@@ -155,10 +163,12 @@ struct hr_stream_params {
     enum hr_direct direct; /* O_DIRECT; AUTO uses it wherever the filesystem takes it          */
 };
 
-/* A tensor, or a band of rows of a large one: at most 32 MiB, cut by the tensor's shape alone. */
+/* A tensor, or a band of rows of a large one: at most 32 MiB, cut by dtype and shape alone. Rows
+ * are indices of the outermost dimension; where one of those is larger than 2 MiB, of the outermost
+ * two flattened into one, or three, and so on. A scalar is one row. */
 struct hr_unit {
     const struct hr_tensor *tensor;
-    uint64_t row_begin; /* rows are indices of the outermost dimension; a scalar is one row */
+    uint64_t row_begin;
     uint64_t n_rows;
     const void *data;    /* size_bytes bytes in the ring, at any address; valid until release */
     uint64_t size_bytes; /* equal to n_rows times the bytes of a row                          */

@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dit.c -- the life of a model in memory: budget, open, statistics, close. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "engine/checkpoint.h"
+#include "engine/dit.h"
+#include "engine/stream.h"
+#include "engine/units.h"
+
+enum {
+    SLACK_BYTES = 24 << 20,     /* stacks, tables, pages of libraries that are yet to be touched */
+    RING_BYTES_MAX = 256 << 20, /* what a budget is used for: a longer ring is no faster */
+    RING_STEP_BYTES = 2 << 20,
+};
+
+/* ---- arena -------------------------------------------------------------------------------- */
+
+/* Both passes over the layout, counting and taking, go through here. */
+struct carver {
+    struct hr_gpu *gpu; /* NULL: count only */
+    uint64_t bytes;
+};
+
+static void *carve(struct carver *c, uint64_t size_bytes)
+{
+    c->bytes += hr_gpu_arena_bytes(size_bytes);
+    return c->gpu ? hr_gpu_alloc(c->gpu, size_bytes) : NULL;
+}
+
+static float *carve_f32(struct carver *c, uint64_t n)
+{
+    return carve(c, n * sizeof(float));
+}
+
+uint64_t hr_dit_arena_layout(struct hr_dit_arena *arena, struct hr_gpu *gpu,
+                             const struct hr_dit_model *model, const struct hr_dit_geometry *g,
+                             enum hr_dtype act)
+{
+    const uint64_t D = model->width, J = model->config.joint_attention_dim;
+    const uint64_t a = hr_dtype_bits(act) / 8, n_cond = model->zero_cond_t ? 2 : 1;
+    const uint64_t n_max = hr_max_u64(g->n_img, g->n_txt);
+    /* One region in three lives: tokens, then prompt on the way in; work, q, k, v of attention; the
+     * hidden layer of the MLPs. */
+    const uint64_t work_bytes = hr_align_up(n_max * D * sizeof(float), 64);
+    const uint64_t qkv_bytes = hr_align_up(g->n_all * D * a, 64);
+    uint64_t region_bytes = work_bytes + 3 * qkv_bytes;
+    struct carver c = {.gpu = gpu};
+
+    region_bytes = hr_max_u64(region_bytes, n_max * 4 * D * a);
+    region_bytes = hr_max_u64(region_bytes, g->n_img * HR_DIT_TOKEN_DIM * sizeof(float));
+    region_bytes = hr_max_u64(region_bytes, g->n_txt * J * sizeof(float));
+    *arena = (struct hr_dit_arena){
+        .img = carve_f32(&c, g->n_img * D),
+        .txt = carve_f32(&c, g->n_txt * D),
+        .normed = carve(&c, g->n_all * D * a),
+        .work = carve(&c, region_bytes),
+        .cos_sin = carve_f32(&c, g->n_all * 2 * HR_DIT_ROPE_ANGLES),
+        .sinusoid = carve_f32(&c, n_cond * HR_DIT_SINUSOID_DIM),
+        .time_hidden = carve_f32(&c, n_cond * D),
+        .cond = carve_f32(&c, 2 * D),
+        .ones = carve_f32(&c, D),
+        .mod_img = carve_f32(&c, n_cond * 6 * D),
+        .mod_txt = carve_f32(&c, 6 * D),
+        .mod_out = carve_f32(&c, 2 * D),
+        .gains = carve_f32(&c, 4 * HR_HEAD_DIM),
+        .txt_gain = carve_f32(&c, J),
+        .bias = carve_f32(&c, 6 * D),
+    };
+    if (gpu) {
+        char *region = (char *) arena->work;
+
+        arena->q = region + work_bytes;
+        arena->k = region + work_bytes + qkv_bytes;
+        arena->v = region + work_bytes + 2 * qkv_bytes;
+        arena->hidden = arena->tokens = arena->prompt = arena->work;
+    }
+    return c.bytes;
+}
+
+/* ---- budget ------------------------------------------------------------------------------- */
+
+struct budget {
+    uint64_t process_bytes; /* held before the model was opened */
+    uint64_t arena_bytes, host_bytes, scratch_bytes;
+    uint64_t ring_bytes;
+};
+
+static size_t host_floats(const struct hr_dit_model *model, const struct hr_dit_geometry *g)
+{
+    uint64_t n = g->n_all * 2 * HR_DIT_ROPE_ANGLES;
+
+    n = hr_max_u64(n, g->n_img * HR_DIT_TOKEN_DIM);
+    n = hr_max_u64(n, g->n_txt * model->config.joint_attention_dim);
+    return (size_t) hr_max_u64(n, model->width);
+}
+
+/* A ring in which the whole plan fits gains nothing from more. */
+static uint64_t plan_bytes(const struct hr_dit_model *model)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < model->n_plan; i++)
+        bytes += model->plan[i]->size_bytes + 2 * 4096;
+    return hr_align_up(bytes, RING_STEP_BYTES);
+}
+
+static unsigned long long mib(uint64_t bytes)
+{
+    return (unsigned long long) hr_div_ceil(bytes, HR_MIB);
+}
+
+/* Share out ram_bytes, or without a limit take what is needed and a good ring. */
+static int make_budget(struct budget *b, const struct hr_dit *dit,
+                       const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
+                       struct hr_error *err)
+{
+    const struct hr_dit_geometry *g = &dit->geometry;
+    const uint64_t D = dit->model.width;
+    const uint64_t ring_min = hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan);
+    const uint64_t useful = hr_max_u64(plan_bytes(&dit->model), ring_min);
+
+    b->scratch_bytes = hr_gpu_scratch_bytes(gpu_params, g->n_all, 4 * D, 6 * D);
+    b->host_bytes = (host_floats(&dit->model, g) + g->n_txt) * sizeof(float);
+    const uint64_t fixed =
+        b->process_bytes + b->arena_bytes + b->host_bytes + b->scratch_bytes + SLACK_BYTES;
+
+    if (params->stream.ring_bytes)
+        b->ring_bytes = hr_align_up(params->stream.ring_bytes, RING_STEP_BYTES);
+    else if (params->ram_bytes == 0)
+        b->ring_bytes = hr_min_u64(HR_STREAM_RING_BYTES_DEFAULT, useful);
+    else if (params->ram_bytes > fixed)
+        b->ring_bytes = hr_min_u64(hr_align_down(params->ram_bytes - fixed, RING_STEP_BYTES),
+                                   hr_min_u64(RING_BYTES_MAX, useful));
+    if (b->ring_bytes >= ring_min &&
+        (params->ram_bytes == 0 || fixed + b->ring_bytes <= params->ram_bytes))
+        return 0;
+    return hr_error_set(err, -ENOMEM,
+                        "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
+                        "libraries %llu, activations %llu, scratch %llu, ring at least %llu; raise "
+                        "the limit or use a smaller picture",
+                        mib(params->ram_bytes), mib(fixed + ring_min),
+                        mib(b->process_bytes + SLACK_BYTES), mib(b->arena_bytes + b->host_bytes),
+                        mib(b->scratch_bytes), mib(ring_min));
+}
+
+/* ---- open and close ----------------------------------------------------------------------- */
+
+static int check_params(const struct hr_dit_params *params, struct hr_error *err)
+{
+    if (params->precision != HR_PRECISION_BF16 && params->precision != HR_PRECISION_F32)
+        return hr_error_set(err, -EINVAL, "precision %d is neither bf16 nor f32",
+                            (int) params->precision);
+    if (params->activation != HR_ACTIVATION_GELU_TANH &&
+        params->activation != HR_ACTIVATION_QUICK_GELU)
+        return hr_error_set(err, -EINVAL, "activation %d is neither gelu_tanh nor quick_gelu",
+                            (int) params->activation);
+    return 0;
+}
+
+/* Everything that takes memory, in the order budget, device, arena, ring. */
+static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err)
+{
+    struct budget budget = {.process_bytes = hr_memory_now().resident_bytes};
+    struct hr_gpu_params gpu_params = {
+        .device = params->device,
+        .act = dit->act,
+        .n_threads = params->n_threads,
+    };
+    struct hr_stream_params stream_params = params->stream;
+    int r;
+
+    budget.arena_bytes =
+        hr_dit_arena_layout(&dit->arena, NULL, &dit->model, &dit->geometry, dit->act);
+    gpu_params.arena_bytes = budget.arena_bytes;
+    r = make_budget(&budget, dit, params, &gpu_params, err);
+    if (r == 0)
+        r = hr_gpu_open(&dit->gpu, &gpu_params, err);
+    if (r < 0)
+        return r;
+    hr_dit_arena_layout(&dit->arena, dit->gpu, &dit->model, &dit->geometry, dit->act);
+    dit->stats.activation_bytes = budget.arena_bytes;
+
+    dit->host = calloc(host_floats(&dit->model, &dit->geometry), sizeof(float));
+    dit->text_index = calloc(dit->geometry.n_txt, sizeof(*dit->text_index));
+    dit->block_stats = calloc(dit->model.n_layers, sizeof(*dit->block_stats));
+    if (!dit->host || !dit->text_index || !dit->block_stats)
+        return hr_error_set(err, -ENOMEM, "no memory for %llu MiB of inputs on the host",
+                            mib(budget.host_bytes));
+    for (uint32_t i = 0; i < dit->model.width; i++)
+        dit->host[i] = 1.0f;
+    r = hr_gpu_upload(dit->gpu, dit->arena.ones, dit->host, dit->model.width * sizeof(float));
+    if (r < 0)
+        return hr_error_set(err, r, "device %s: upload failed", hr_gpu_name(dit->gpu));
+
+    stream_params.ring_bytes = budget.ring_bytes;
+    hr_log(HR_LOG_INFO, "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu",
+           mib(budget.process_bytes), mib(budget.arena_bytes + budget.host_bytes),
+           mib(budget.scratch_bytes), mib(budget.ring_bytes));
+    return hr_stream_open(&dit->stream, dit->checkpoint, &stream_params, err);
+}
+
+static int start(struct hr_dit *dit, struct hr_error *err)
+{
+    const char **names = calloc(dit->model.n_plan, sizeof(*names));
+    int r;
+
+    if (!names)
+        return hr_error_set(err, -ENOMEM, "no memory for %u names", dit->model.n_plan);
+    for (uint32_t i = 0; i < dit->model.n_plan; i++)
+        names[i] = dit->model.plan[i]->name;
+    r = hr_stream_plan(dit->stream, names, dit->model.n_plan, dit->n_forwards, err);
+    free(names);
+    return r;
+}
+
+static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
+                      const struct hr_dit_inputs *inputs, struct hr_error *err)
+{
+    int r = check_params(params, err);
+
+    if (r == 0)
+        r = hr_dit_model_init(&dit->model, dit->checkpoint, params, dit->complete, err);
+    if (r < 0)
+        return r;
+    if (dit->model.zero_cond_t && dit->model.addition_t)
+        return hr_error_set(err, -EOPNOTSUPP,
+                            "%s: a layered model with zero_cond_t was never published and is not "
+                            "supported",
+                            hr_checkpoint_path(dit->checkpoint));
+    r = hr_dit_geometry_init(&dit->geometry, &dit->model, inputs, err);
+    if (r == 0)
+        r = take_memory(dit, params, err);
+    if (r < 0)
+        return r;
+    dit->feed = (struct hr_feed){
+        .stream = dit->stream,
+        .gpu = dit->gpu,
+        .cancelled = &dit->cancelled,
+        .bias = dit->arena.bias,
+        .bias_max = 6 * (size_t) dit->model.width,
+    };
+    return start(dit, err);
+}
+
+int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
+                       const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                       hr_dit_tap_fn *tap, void *tap_user, bool complete, struct hr_error *err)
+{
+    static const struct hr_dit_params defaults;
+    const uint64_t begin_ns = hr_now_ns();
+    struct hr_dit *dit = calloc(1, sizeof(*dit));
+    int r;
+
+    if (!dit)
+        return hr_error_set(err, -ENOMEM, "no memory for a model");
+    if (!params)
+        params = &defaults;
+    dit->checkpoint = checkpoint;
+    dit->activation = params->activation;
+    dit->act = params->precision == HR_PRECISION_F32 ? HR_DTYPE_F32 : HR_DTYPE_BF16;
+    dit->timestep_rounding = params->timestep_rounding;
+    dit->n_forwards = params->n_forwards ? params->n_forwards : 1;
+    dit->progress = params->progress;
+    dit->progress_user = params->progress_user;
+    dit->tap = tap;
+    dit->tap_user = tap_user;
+    dit->complete = complete;
+    atomic_init(&dit->cancelled, 0);
+    r = open_parts(dit, params, inputs, err);
+    if (r < 0) {
+        hr_dit_close(&dit);
+        return r;
+    }
+    dit->stats.setup_ns = hr_now_ns() - begin_ns;
+    *ret_dit = dit;
+    return 0;
+}
+
+int hr_dit_open(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
+                const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                struct hr_error *err)
+{
+    return hr_dit_open_tapped(ret_dit, checkpoint, params, inputs, NULL, NULL, false, err);
+}
+
+void hr_dit_get_stats(const struct hr_dit *dit, struct hr_dit_stats *ret_stats)
+{
+    *ret_stats = dit->stats;
+    hr_stream_get_stats(dit->stream, &ret_stats->stream);
+    ret_stats->device_name = hr_gpu_name(dit->gpu);
+    ret_stats->peak_memory_bytes = hr_memory_now().peak_bytes;
+    ret_stats->n_blocks = dit->model.n_layers;
+    ret_stats->blocks = dit->block_stats;
+}
+
+void hr_dit_interrupt(struct hr_dit *dit)
+{
+    atomic_store_explicit(&dit->cancelled, 1, memory_order_relaxed);
+    hr_stream_interrupt(dit->stream);
+}
+
+void hr_dit_close(struct hr_dit **dit)
+{
+    struct hr_dit *d = *dit;
+
+    if (!d)
+        return;
+    hr_stream_close(&d->stream);
+    hr_gpu_close(&d->gpu);
+    hr_dit_model_uninit(&d->model);
+    free(d->block_stats);
+    free(d->text_index);
+    free(d->host);
+    free(d);
+    *dit = NULL;
+}

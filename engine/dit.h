@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dit.h -- inside of the Qwen-Image DiT: geometry, weights in order of use, the device's arena.
+ *
+ *   dit_layout.c   which tensors, of which shapes, in which order (the plan of the stream)
+ *   dit_tokens.c   latents <-> tokens, positions, rotary angles, timestep sinusoid (host, f32)
+ *   dit_weights.c  the next weight from the stream, staged, used and given back
+ *   dit_block.c    one transformer block
+ *   dit_forward.c  embeddings, the loop over the blocks, the head
+ *   dit.c          open, close, budget, statistics
+ *
+ * Notation: D width, NH heads of 128, J joint_attention_dim, S_i image tokens (targets, then
+ * references), S_t text tokens, S = S_t + S_i with text first, C conditioning vectors (2 with
+ * zero_cond_t, else 1).
+ */
+#ifndef HR_DIT_H
+#define HR_DIT_H
+
+#include <errno.h>
+#include <stdatomic.h>
+
+#include "common/common.h"
+#include "formats/formats.h"
+#include "gpu/gpu.h"
+
+enum {
+    HR_DIT_TOKEN_DIM = 64,     /* 16 channels of a 2 x 2 patch */
+    HR_DIT_SINUSOID_DIM = 256, /* of the timestep */
+    HR_DIT_ROPE_ANGLES = HR_HEAD_DIM / 2,
+    HR_DIT_LAYERS_MAX = 10000,
+    HR_DIT_SIDE_MAX = 1024, /* of a latent: 8192 pixels */
+    HR_DIT_TEXT_MAX = 65536,
+};
+
+/* ---- architecture and weights (dit_layout.c) ---------------------------------------- */
+
+struct hr_linear_weights {
+    const struct hr_tensor *weight; /* [out, in] */
+    const struct hr_tensor *bias;   /* [out]     */
+};
+
+/* The weights of one stream, image or text, of one block. */
+struct hr_stream_weights {
+    struct hr_linear_weights mod;                      /* [6D, D] */
+    const struct hr_tensor *norm_q;                    /* [128]   */
+    const struct hr_tensor *norm_k;                    /* [128]   */
+    struct hr_linear_weights to_q, to_k, to_v, to_out; /* [D, D]  */
+    struct hr_linear_weights mlp_up;                   /* [4D, D] */
+    struct hr_linear_weights mlp_down;                 /* [D, 4D] */
+};
+
+struct hr_block_weights {
+    struct hr_stream_weights img, txt;
+};
+
+struct hr_dit_model {
+    struct hr_config config; /* as the tensors say */
+    uint32_t n_layers;       /* to be run          */
+    uint32_t width;          /* D                  */
+    bool zero_cond_t;
+    struct hr_linear_weights time_1, time_2, img_in, txt_in, norm_out, proj_out;
+    const struct hr_tensor *txt_norm;
+    const struct hr_tensor *addition_t; /* [2, D], layered only, else NULL */
+    struct hr_block_weights *blocks;    /* n_layers */
+    const struct hr_tensor **plan;      /* n_plan, in order of use */
+    uint32_t n_plan;
+};
+
+/* Find and check every tensor. complete: plan also what only the last block's text output needs.
+ * @return 0 or as hr_dit_open() */
+int hr_dit_model_init(struct hr_dit_model *model, const struct hr_checkpoint *checkpoint,
+                      const struct hr_dit_params *params, bool complete, struct hr_error *err);
+void hr_dit_model_uninit(struct hr_dit_model *model);
+
+/* ---- tokens (dit_tokens.c) ----------------------------------------------------------- */
+
+/* Sizes of one call, from its inputs. */
+struct hr_dit_geometry {
+    uint32_t n_images, n_targets;
+    struct {
+        uint32_t h, w;   /* of the latent                 */
+        size_t n_tokens; /* (h/2) * (w/2)                 */
+    } images[HR_IMAGES_MAX];
+    size_t n_target_tokens, n_img, n_txt, n_all;
+    size_t n_first; /* tokens of image 0: those that zero_cond_t leaves at the real timestep */
+};
+
+/* @return 0, or -EINVAL naming what is wrong */
+int hr_dit_geometry_init(struct hr_dit_geometry *ret_geometry, const struct hr_dit_model *model,
+                         const struct hr_dit_inputs *inputs, struct hr_error *err);
+bool hr_dit_geometry_equal(const struct hr_dit_geometry *a, const struct hr_dit_geometry *b);
+
+/* tokens[l][c*4 + py*2 + px] = latent[c][2Y+py][2X+px], l = Y * (w/2) + X; and its inverse. */
+void hr_dit_pack(float *tokens, const struct hr_latent *latent);
+void hr_dit_unpack(float *latent, const float *tokens, uint32_t h, uint32_t w);
+
+/* cos and sin of the 64 rotary angles of every token, text first: [S, 64, 2]. Angles 0..7 turn with
+ * the frame, 8..35 with y, 36..63 with x; qwen_image: fp32 throughout. text_index: position of each
+ * kept text token in the prompt before padding was dropped, [S_t]. */
+void hr_dit_rope(float *cos_sin, const struct hr_dit_geometry *geometry, bool layered,
+                 const uint32_t *text_index);
+
+/* [cos(1000 tau f_k) 128, sin 128], f_k = exp(-ln(10000) k / 128), tau = timestep / 1000. */
+void hr_dit_sinusoid(float *u, float tau);
+/* tau of a timestep; with rounding both t and t/1000 are rounded to bf16 first. */
+float hr_dit_tau(float timestep, bool rounding);
+
+/* ---- weights in use (dit_weights.c) --------------------------------------------------- */
+
+/* The consumer's end of the stream. Units whose bytes the device may still be reading wait in
+ * `pending`, oldest first. */
+enum { HR_PENDING_MAX = 64 };
+
+struct hr_feed {
+    struct hr_stream *stream;
+    struct hr_gpu *gpu;
+    const atomic_int *cancelled;
+    struct {
+        struct hr_unit unit;
+        struct hr_gpu_weight weight;
+    } pending[HR_PENDING_MAX];
+    unsigned n_pending;
+    float *bias; /* device scratch, bias_max floats: biases leave the ring on arrival, since a
+                    bias held through its weight would pin the ring space of the whole layer */
+    size_t bias_max;
+    uint64_t bytes_used; /* counters only grow; the caller takes differences */
+    uint64_t stall_ns, compute_ns;
+    uint64_t begin_ns; /* of the operation that is running */
+};
+
+/* Next in the plan must be `tensor`; convert it to n floats at dst (device). */
+int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *dst, size_t n,
+                   struct hr_error *err);
+/* Next in the plan must be the layer's bias and then the bands of its weight. p says all but w,
+ * w_dtype, bias and n_out, for the whole layer. */
+int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
+                   const struct hr_linear *p, struct hr_error *err);
+/* Give all units back, waiting for the device. */
+void hr_feed_flush(struct hr_feed *feed);
+
+/* Run one device operation, counted as compute; -ECANCELED when interrupted before it. */
+#define HR_FEED_RUN(feed, err, call) \
+    (hr_feed_begin((feed), (err)) < 0 ? -ECANCELED : hr_feed_end((feed), (call), (err)))
+int hr_feed_begin(struct hr_feed *feed, struct hr_error *err);
+int hr_feed_end(struct hr_feed *feed, int r, struct hr_error *err);
+
+/* ---- the running model ----------------------------------------------------------------- */
+
+/* Called with intermediate results, for tests: rows x cols floats on the host. */
+typedef void hr_dit_tap_fn(void *user, const char *name, const float *data, size_t rows,
+                           size_t cols);
+
+/* Device buffers; shapes in brackets, F32 unless act. */
+struct hr_dit_arena {
+    float *img;         /* [S_i, D] residual stream                             */
+    float *txt;         /* [S_t, D] residual stream                             */
+    void *normed;       /* [S, D] act: modulated input, then attention's output */
+    float *work;        /* [max(S_i, S_t), D]: queries, keys before their norm  */
+    void *q, *k, *v;    /* [S, D] act                                           */
+    void *hidden;       /* [max(S_i, S_t), 4D] act; overlies work, q, k, v      */
+    float *cos_sin;     /* [S, 64, 2]                                           */
+    float *tokens;      /* [S_i, 64], in and out; overlies work                 */
+    float *prompt;      /* [S_t, J]; overlies hidden                            */
+    float *sinusoid;    /* [C, 256]                                             */
+    float *time_hidden; /* [C, D]                                            */
+    float *cond;        /* [2, D]: silu(temb), C rows of it                  */
+    float *ones;        /* [D], for layered                                 */
+    float *mod_img;     /* [C, 6D]                                           */
+    float *mod_txt;     /* [1, 6D]                                           */
+    float *mod_out;     /* [1, 2D]: scale, shift                             */
+    float *gains;       /* [4, 128]: norm_q, norm_k of image, then of text   */
+    float *txt_gain;    /* [J]                                               */
+    float *bias;        /* [6D]                                              */
+};
+
+struct hr_dit {
+    const struct hr_checkpoint *checkpoint;
+    struct hr_dit_model model;
+    struct hr_dit_geometry geometry;
+    enum hr_activation activation;
+    enum hr_dtype act;
+    bool timestep_rounding;
+    struct hr_gpu *gpu;
+    struct hr_stream *stream;
+    struct hr_feed feed;
+    struct hr_dit_arena arena;
+    float *host;          /* tokens, prompt, angles and results on their way */
+    uint32_t *text_index; /* [S_t] */
+    uint32_t n_forwards, n_done;
+    atomic_int cancelled;
+    hr_dit_progress_fn *progress;
+    void *progress_user;
+    hr_dit_tap_fn *tap;
+    void *tap_user;
+    bool complete;
+    int failed; /* the first failure of a forward: the stream is out of step, later calls repeat it
+                 */
+    struct hr_dit_stats stats;
+    struct hr_dit_block_stats *block_stats;
+};
+
+/* hr_dit_open() with intermediate results for tests. `complete` also computes what no output needs:
+ * the text half of the last block, and the head of reference rows. */
+int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
+                       const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                       hr_dit_tap_fn *tap, void *tap_user, bool complete, struct hr_error *err);
+/* Hand rows x cols device values to the tap, if there is one. */
+void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_dtype dtype,
+                size_t rows, size_t cols);
+
+/* Device bytes of the arena; with gpu not NULL the buffers are taken from it. */
+uint64_t hr_dit_arena_layout(struct hr_dit_arena *arena, struct hr_gpu *gpu,
+                             const struct hr_dit_model *model, const struct hr_dit_geometry *g,
+                             enum hr_dtype act);
+
+/* One block; idx counts from 0. */
+int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err);
+
+#endif /* HR_DIT_H */

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* files.c -- see files.h. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/files.h"
+
+const char *hr_file_kind(mode_t mode)
+{
+    switch (mode & S_IFMT) {
+    case S_IFREG:
+        return "a file";
+    case S_IFDIR:
+        return "a folder";
+    case S_IFLNK:
+        return "a symbolic link";
+    case S_IFIFO:
+        return "a FIFO";
+    case S_IFSOCK:
+        return "a socket";
+    default:
+        return "a device";
+    }
+}
+
+int hr_file_open(int dir_fd, const char *name, int flags, int *ret_fd, uint64_t *ret_bytes,
+                 mode_t *ret_mode)
+{
+    struct stat st;
+    int fd, status, r = 0;
+
+    *ret_mode = 0;
+    if (fstatat(dir_fd, name, &st, flags & O_NOFOLLOW ? AT_SYMLINK_NOFOLLOW : 0) < 0)
+        return -errno;
+    *ret_mode = st.st_mode;
+    if (!S_ISREG(st.st_mode))
+        return -EINVAL; /* before open(): opening some devices does something */
+    /* O_NONBLOCK in case the name has become a FIFO since. */
+    fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | flags);
+    if (fd < 0)
+        return -errno;
+    status = fcntl(fd, F_GETFL);
+    if (fstat(fd, &st) < 0)
+        r = -errno;
+    else if (!S_ISREG(st.st_mode))
+        r = -EINVAL;
+    else if (status < 0 || fcntl(fd, F_SETFL, status & ~O_NONBLOCK) < 0) /* io_uring heeds it */
+        r = -errno;
+    if (r < 0) {
+        close(fd);
+        return r;
+    }
+    *ret_fd = fd;
+    *ret_bytes = (uint64_t) st.st_size;
+    return 0;
+}
+
+int hr_file_read(int fd, void *dst, size_t n, uint64_t offset_bytes)
+{
+    char *p = dst;
+
+    while (n > 0) {
+        const ssize_t got = pread(fd, p, n, (off_t) offset_bytes);
+
+        if (got == 0)
+            return -ENODATA;
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -errno;
+        p += got;
+        n -= (size_t) got;
+        offset_bytes += (uint64_t) got;
+    }
+    return 0;
+}
+
+int hr_file_write(int fd, const void *src, size_t n, uint64_t offset_bytes)
+{
+    const char *p = src;
+
+    while (n > 0) {
+        const ssize_t put = pwrite(fd, p, n, (off_t) offset_bytes);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return -errno;
+        p += put;
+        n -= (size_t) put;
+        offset_bytes += (uint64_t) put;
+    }
+    return 0;
+}
+
+char *hr_file_join(const char *folder, const char *name)
+{
+    char *path;
+
+    if (!strcmp(folder, "."))
+        return strdup(name);
+    if (asprintf(&path, hr_has_suffix(folder, "/") ? "%s%s" : "%s/%s", folder, name) < 0)
+        return NULL;
+    return path;
+}
+
+char *hr_file_parent(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (!slash)
+        return strdup(".");
+    return strndup(path, slash == path ? 1 : (size_t) (slash - path));
+}
+
+int hr_file_sync_parent(const char *path)
+{
+    char *parent = hr_file_parent(path);
+    int fd, r = 0;
+
+    if (!parent)
+        return -ENOMEM;
+    fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    free(parent);
+    if (fd < 0)
+        return -errno;
+    /* EINVAL: this filesystem cannot flush a folder, and need not. */
+    if (fsync(fd) < 0 && errno != EINVAL)
+        r = -errno;
+    close(fd);
+    return r;
+}
+
+int hr_file_target(const char *path, char **ret_path, mode_t *ret_mode)
+{
+    struct stat st = {0};
+    size_t len = strlen(path);
+    char *target;
+
+    while (len > 1 && path[len - 1] == '/')
+        len--;
+    target = strndup(path, len);
+    if (!target)
+        return -ENOMEM;
+    if (lstat(target, &st) < 0) {
+        const int r = -errno;
+
+        if (r != -ENOENT) {
+            free(target);
+            return r;
+        }
+    } else if (S_ISLNK(st.st_mode)) {
+        char *real = realpath(target, NULL);
+        const int r = real && lstat(real, &st) == 0 ? 0 : -errno;
+
+        free(target);
+        if (r < 0) {
+            free(real);
+            return r;
+        }
+        target = real;
+    }
+    *ret_path = target;
+    *ret_mode = st.st_mode;
+    return 0;
+}
+
+bool hr_has_suffix(const char *text, const char *suffix)
+{
+    const size_t len = strlen(text), suffix_len = strlen(suffix);
+
+    return len >= suffix_len && !strcmp(text + len - suffix_len, suffix);
+}

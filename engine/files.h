@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* files.h -- system calls on files, finished: whole reads and writes, regular files only, and names
+ * that appear complete or not at all. */
+#ifndef HR_FILES_H
+#define HR_FILES_H
+
+#include <sys/stat.h>
+
+#include "common/common.h"
+
+/* What a mode is, such as "a FIFO", for messages. */
+const char *hr_file_kind(mode_t mode);
+
+/* Open a regular file for reading, without ever waiting for a FIFO or waking a device.
+ * @param flags  0 or O_NOFOLLOW
+ * @return 0; -EINVAL something else than a regular file, with *ret_mode telling what; or the error
+ *         of fstatat() or openat() */
+int hr_file_open(int dir_fd, const char *name, int flags, int *ret_fd, uint64_t *ret_bytes,
+                 mode_t *ret_mode);
+
+/* Read n bytes at offset. @return 0, -ENODATA when the file ends before, or the error of pread() */
+int hr_file_read(int fd, void *dst, size_t n, uint64_t offset_bytes);
+/* Write n bytes at offset. @return 0 or the error of pwrite() */
+int hr_file_write(int fd, const void *src, size_t n, uint64_t offset_bytes);
+
+/* Flush the folder that holds `path`, so that a rename in it lasts. @return 0 or a negative errno
+ */
+int hr_file_sync_parent(const char *path);
+
+/* Follow `path` if it is a symbolic link, so that renaming onto the result replaces what it leads
+ * to, and take slashes off its end.
+ * @param ret_path  free() it
+ * @param ret_mode  of what is there now, 0: nothing
+ * @return 0 or a negative errno; -ENOENT a link that leads nowhere */
+int hr_file_target(const char *path, char **ret_path, mode_t *ret_mode);
+
+/* "folder/name", or "name" for the folder "." ; free() it. NULL without memory. */
+char *hr_file_join(const char *folder, const char *name);
+/* The folder of a path: what stands before its last slash, or ".". free() it. */
+char *hr_file_parent(const char *path);
+
+bool hr_has_suffix(const char *text, const char *suffix);
+
+#endif /* HR_FILES_H */

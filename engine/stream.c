@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* stream.c -- the tensors of a checkpoint, in a given order, as views into the reader's ring.
+ *
+ * It translates: names into bands, bands into byte ranges for io/, arrived ranges back into units.
+ * Nothing is copied and nothing is allocated after hr_stream_plan(). */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "engine/checkpoint.h"
+#include "engine/stream.h"
+#include "engine/units.h"
+#include "formats/formats.h"
+#include "io/io.h"
+
+/* One planned band. Empty ones have no range: there is nothing to read. */
+struct planned {
+    const struct hr_tensor *tensor;
+    struct hr_band band;
+};
+
+struct hr_stream {
+    const struct hr_checkpoint *checkpoint;
+    struct hr_read_file *files;
+    struct hr_reader *reader;
+    struct planned *units; /* n_units of a pass                          */
+    uint32_t n_units;
+    uint32_t *range_unit; /* the unit of each range                      */
+    struct hr_read_range *ranges;
+    uint32_t n_ranges;
+    uint32_t n_passes; /* 0: without end                                 */
+    uint32_t unit_idx; /* next in this pass                              */
+    uint32_t pass_idx;
+    uint64_t units_out, bytes_out;
+};
+
+static const uint64_t TICKET_EMPTY = UINT64_MAX;
+
+/* What a range is, for the reader's error messages. */
+static void describe_range(void *user, uint32_t range_idx, char *buf, size_t buf_bytes)
+{
+    const struct hr_stream *stream = user;
+    const struct planned *unit;
+    char name[256];
+
+    if (!stream->range_unit || range_idx >= stream->n_ranges) {
+        buf[0] = '\0';
+        return;
+    }
+    unit = &stream->units[stream->range_unit[range_idx]];
+    hr_printable(unit->tensor->name, name, sizeof(name));
+    snprintf(buf, buf_bytes, "tensor %s, rows %llu to %llu", name,
+             (unsigned long long) unit->band.row_begin,
+             (unsigned long long) (unit->band.row_begin + unit->band.n_rows));
+}
+
+int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *checkpoint,
+                   const struct hr_stream_params *params, struct hr_error *err)
+{
+    static const struct hr_stream_params defaults;
+    const uint32_t n_files = hr_checkpoint_n_shards(checkpoint);
+    struct hr_stream *stream = calloc(1, sizeof(*stream));
+    int r;
+
+    if (!params)
+        params = &defaults;
+    if (stream)
+        stream->files = calloc(n_files, sizeof(*stream->files));
+    if (!stream || !stream->files) {
+        free(stream);
+        return hr_error_set(err, -ENOMEM, "no memory for a stream over %u shards", n_files);
+    }
+    stream->checkpoint = checkpoint;
+    for (uint32_t i = 0; i < n_files; i++) {
+        const struct hr_shard *shard = hr_checkpoint_shard(checkpoint, i);
+
+        stream->files[i] = (struct hr_read_file){
+            .fd = hr_checkpoint_fd(checkpoint, i),
+            .path = shard->path,
+            .size_bytes = shard->size_bytes,
+        };
+    }
+    const struct hr_reader_params reader_params = {
+        .files = stream->files,
+        .n_files = n_files,
+        .ring_bytes = params->ring_bytes ? params->ring_bytes : HR_STREAM_RING_BYTES_DEFAULT,
+        .block_bytes = params->block_bytes,
+        .depth = params->depth,
+        .io = params->io,
+        .direct = params->direct,
+        .describe = describe_range,
+        .describe_user = stream,
+    };
+    r = hr_reader_create(&stream->reader, &reader_params, err);
+    if (r < 0) {
+        hr_stream_close(&stream);
+        return r;
+    }
+    *ret_stream = stream;
+    return 0;
+}
+
+static int find_tensors(const struct hr_checkpoint *checkpoint, const char *const *names,
+                        uint32_t n, const struct hr_tensor **ret_tensors, uint64_t *ret_n_units,
+                        struct hr_error *err)
+{
+    char name[256];
+
+    *ret_n_units = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        ret_tensors[i] = hr_checkpoint_find(checkpoint, names[i]);
+        if (!ret_tensors[i])
+            return hr_error_set(err, -ENOENT, "%s: no tensor is called \"%s\"",
+                                hr_checkpoint_shard(checkpoint, 0)->path,
+                                hr_printable(names[i], name, sizeof(name)));
+        *ret_n_units += hr_cut_tensor(ret_tensors[i]).n_bands;
+    }
+    return 0;
+}
+
+/* Fill in units and ranges, for which there is room. */
+static void lay_out(struct hr_stream *stream, const struct hr_tensor *const *tensors, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const struct hr_cut cut = hr_cut_tensor(tensors[i]);
+
+        for (uint64_t b = 0; b < cut.n_bands; b++) {
+            const struct hr_band band = hr_cut_band(&cut, b);
+
+            if (band.size_bytes > 0) {
+                stream->range_unit[stream->n_ranges] = stream->n_units;
+                stream->ranges[stream->n_ranges++] = (struct hr_read_range){
+                    .file_idx = tensors[i]->shard_idx,
+                    .offset_bytes = tensors[i]->offset_bytes + band.begin_bytes,
+                    .size_bytes = band.size_bytes,
+                };
+            }
+            stream->units[stream->n_units++] = (struct planned){tensors[i], band};
+        }
+    }
+}
+
+uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32_t n)
+{
+    struct hr_read_range largest = {.size_bytes = 1};
+
+    for (uint32_t i = 0; i < n; i++) {
+        const struct hr_cut cut = hr_cut_tensor(tensors[i]);
+
+        largest.size_bytes = hr_max_u64(largest.size_bytes, hr_cut_band(&cut, 0).size_bytes);
+    }
+    return hr_reader_ring_bytes_min(&largest, 1);
+}
+
+int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t n,
+                   uint32_t n_passes, struct hr_error *err)
+{
+    uint64_t n_units;
+    int r;
+
+    if (stream->units || n == 0)
+        return hr_error_set(err, -EINVAL, "%s",
+                            n ? "this stream has a plan already"
+                              : "a plan needs at least one tensor");
+    const struct hr_tensor **tensors = calloc(n, sizeof(struct hr_tensor *));
+
+    if (!tensors)
+        return hr_error_set(err, -ENOMEM, "no memory for a plan of %u tensors", n);
+    r = find_tensors(stream->checkpoint, names, n, tensors, &n_units, err);
+    if (r < 0)
+        goto done;
+    stream->units = calloc(n_units, sizeof(*stream->units));
+    stream->range_unit = calloc(n_units, sizeof(*stream->range_unit));
+    stream->ranges = calloc(n_units, sizeof(*stream->ranges));
+    if (n_units > UINT32_MAX || !stream->units || !stream->range_unit || !stream->ranges) {
+        r = hr_error_set(err, -ENOMEM, "no memory for a plan of %llu units",
+                         (unsigned long long) n_units);
+        goto done;
+    }
+    stream->n_passes = n_passes;
+    lay_out(stream, tensors, n);
+    if (stream->n_ranges > 0)
+        r = hr_reader_start(stream->reader, stream->ranges, stream->n_ranges, n_passes, err);
+done:
+    free(tensors);
+    return r;
+}
+
+int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr_error *err)
+{
+    struct hr_slice slice = {.data = "", .ticket = TICKET_EMPTY};
+
+    if (!stream->units)
+        return hr_error_set(err, -EINVAL, "this stream has no plan yet");
+    if (stream->unit_idx == stream->n_units) {
+        stream->unit_idx = 0;
+        stream->pass_idx++;
+    }
+    if (stream->n_passes && stream->pass_idx >= stream->n_passes)
+        return 0;
+
+    const struct planned *unit = &stream->units[stream->unit_idx];
+
+    if (unit->band.size_bytes > 0) {
+        const int r = hr_reader_next(stream->reader, &slice, err);
+
+        if (r < 0)
+            return r;
+        hr_assert(r == 1);
+        hr_assert(stream->range_unit[slice.range_idx] == stream->unit_idx);
+    }
+    stream->unit_idx++;
+    stream->units_out++;
+    stream->bytes_out += unit->band.size_bytes;
+    *ret_unit = (struct hr_unit){
+        .tensor = unit->tensor,
+        .row_begin = unit->band.row_begin,
+        .n_rows = unit->band.n_rows,
+        .data = slice.data,
+        .size_bytes = unit->band.size_bytes,
+        .ticket = slice.ticket,
+    };
+    return 1;
+}
+
+void hr_stream_release(struct hr_stream *stream, const struct hr_unit *unit)
+{
+    if (unit->ticket != TICKET_EMPTY)
+        hr_reader_release(stream->reader, unit->ticket);
+}
+
+void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream_stats *ret_stats)
+{
+    hr_reader_get_stats(stream->reader, ret_stats);
+    ret_stats->units = stream->units_out;
+    ret_stats->bytes_used = stream->bytes_out;
+}
+
+void hr_stream_interrupt(struct hr_stream *stream)
+{
+    hr_reader_interrupt(stream->reader);
+}
+
+void hr_stream_close(struct hr_stream **stream)
+{
+    if (!*stream)
+        return;
+    hr_reader_destroy(&(*stream)->reader);
+    free((*stream)->ranges);
+    free((*stream)->range_unit);
+    free((*stream)->units);
+    free((*stream)->files);
+    free(*stream);
+    *stream = NULL;
+}
