@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cli.h -- the headrace command: verbs, options, what is printed. Uses headrace.h only.
+ *
+ *   main.c         verbs, dispatch, help
+ *   options.c      the table of options, parsing, messages for what is wrong
+ *   cmd_*.c        one verb each
+ *   inputs.c       tensor files in
+ *   report.c       progress, summary, JSON
+ *
+ * Results go to standard output, messages and progress to standard error. Exit codes: 0 done,
+ * 1 failed, 2 used wrongly.
+ */
+#ifndef HR_CLI_H
+#define HR_CLI_H
+
+#include <jansson.h>
+
+#include "headrace.h"
+
+enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+/* Bits of the verbs that take an option; the order of `verbs` in main.c. */
+enum cli_verb_bit {
+    CLI_FORWARD = 1 << 0,
+    CLI_INSPECT = 1 << 1,
+    CLI_SYNTH = 1 << 2,
+    CLI_INPUTS = 1 << 3,
+    CLI_ALL = CLI_FORWARD | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
+};
+
+enum { CLI_PATHS_MAX = 256 };
+
+/* All values that options can set. 0 and NULL: not given. */
+struct cli_options {
+    const char *paths[CLI_PATHS_MAX]; /* positional: the model */
+    uint32_t n_paths;
+
+    bool help, json, quiet, verbose, per_block, force, streamed;
+    bool zero_cond_t_on, zero_cond_t_off, zero_cond_t, layered;
+    const char *inputs, *output, *device, *io, *cache_dir, *prefix;
+    uint64_t ram_bytes, ring_bytes, block_bytes;
+    uint64_t depth, n_threads, n_layers, n_repeat;
+    uint64_t width, height, n_text, n_references, n_heads, joint_dim, n_shards, header_pad_bytes;
+    double timestep;
+    bool timestep_given;
+    unsigned direct, precision, activation, dtype, order, timestep_rounding; /* choices */
+};
+
+/* Parse argv after the verb. Prints what is wrong and returns CLI_USAGE, or CLI_OK. */
+int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int argc, char **argv);
+void cli_print_options(unsigned verb);
+/* The candidate that a mistyped word is nearest to, or NULL when none is near. Candidates are n
+ * strings, stride bytes apart. */
+const char *cli_nearest(const char *word, const void *candidates, size_t n, size_t stride);
+
+int cli_forward(const struct cli_options *o);
+int cli_inspect(const struct cli_options *o);
+int cli_synth(const struct cli_options *o);
+int cli_inputs(const struct cli_options *o);
+
+/* "headrace: MESSAGE" on standard error; returns CLI_FAILED. */
+int cli_fail(const struct hr_error *err);
+int cli_usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Open the model that the command line names. */
+int cli_open_model(struct hr_checkpoint **ret_checkpoint, const struct cli_options *o,
+                   struct hr_error *err);
+
+/* ---- inputs.c --------------------------------------------------------------------------- */
+
+struct cli_tensors {
+    struct hr_dit_inputs inputs;
+    float *owned[HR_IMAGES_MAX + 2];
+    uint32_t n_owned;
+    uint8_t *mask;
+};
+
+/* Read `latents`, `reference.N`, `prompt_emb` and `prompt_emb_mask`; see "Inputs" in the README.
+ * @param joint_dim  width that prompt_emb must have */
+int cli_tensors_read(struct cli_tensors *ret_tensors, const char *path, uint32_t joint_dim,
+                     struct hr_error *err);
+void cli_tensors_free(struct cli_tensors *tensors);
+
+/* ---- report.c --------------------------------------------------------------------------- */
+
+/* Progress on standard error, when it is a terminal and --quiet was not given. */
+bool cli_progress_wanted(const struct cli_options *o);
+void cli_progress_block(void *user, const struct hr_dit_progress *progress);
+void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total);
+void cli_progress_clear(void);
+
+/* "40.86 GB", "297 MB". */
+const char *cli_size(char buf[32], uint64_t bytes);
+/* Print obj on standard output and free it; false when it could not be printed. */
+bool cli_print_json(json_t *obj);
+/* Flush standard output: a full disk or a closed pipe is a failure like any other. */
+int cli_flush(void);
+
+/* ---- signals ---------------------------------------------------------------------------- */
+
+/* After SIGINT or SIGTERM: *cli_interrupted is not 0, and the model given is interrupted. A second
+ * signal ends the process. */
+extern volatile int cli_interrupted;
+void cli_catch_signals(void);
+void cli_interrupt_target(struct hr_dit *dit);
+
+#endif /* HR_CLI_H */

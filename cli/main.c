@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* main.c -- the verbs. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+static const struct verb {
+    const char *name;
+    unsigned bit;
+    int (*run)(const struct cli_options *o);
+    const char *usage, *summary;
+} verbs[] = {
+    {"forward", CLI_FORWARD, cli_forward,
+     "MODEL --inputs in.safetensors --timestep 750 --output out.safetensors",
+     "one forward pass of the DiT, its weights streamed from disk"},
+    {"inspect", CLI_INSPECT, cli_inspect, "MODEL",
+     "tensors, dtypes, shards, and what a forward would stream"},
+    {"synth", CLI_SYNTH, cli_synth, "MODEL",
+     "make a model of the published sizes, or others, with known values"},
+    {"inputs", CLI_INPUTS, cli_inputs, "MODEL --output in.safetensors",
+     "make inputs of known values that fit a model"},
+};
+
+static const size_t n_verbs = sizeof(verbs) / sizeof(verbs[0]);
+
+volatile int cli_interrupted;
+static struct hr_dit *volatile interrupt_target;
+
+static void on_signal(int sig)
+{
+    struct hr_dit *dit = interrupt_target;
+
+    (void) sig;
+    cli_interrupted = 1;
+    if (dit)
+        hr_dit_interrupt(dit);
+}
+
+void cli_catch_signals(void)
+{
+    /* SA_RESETHAND: a second signal ends the process in the ordinary way. */
+    struct sigaction sa = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
+
+    sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGTERM, &sa, NULL);
+}
+
+void cli_interrupt_target(struct hr_dit *dit)
+{
+    interrupt_target = dit;
+    if (dit && cli_interrupted) /* the signal came before there was a target */
+        hr_dit_interrupt(dit);
+}
+
+static void print_help(void)
+{
+    printf("headrace %s: diffusion transformers larger than memory, streamed from disk\n\n"
+           "usage: headrace VERB MODEL [options]\n\n"
+           "MODEL is a diffusers folder, a .safetensors file, or the shards of one model.\n\n",
+           hr_version());
+    for (size_t i = 0; i < n_verbs; i++)
+        printf("  %-10s %s\n", verbs[i].name, verbs[i].summary);
+    printf("\nheadrace VERB --help lists the options of a verb.\n");
+}
+
+static void print_verb_help(const struct verb *verb)
+{
+    printf("usage: headrace %s %s [options]\n\n%s\n\n", verb->name, verb->usage, verb->summary);
+    cli_print_options(verb->bit);
+}
+
+static void log_line(void *user, enum hr_log_level level, const char *message)
+{
+    static const char *const names[] = {"error: ", "warning: ", "", ""};
+
+    (void) user;
+    cli_progress_clear();
+    fprintf(stderr, "headrace: %s%s\n", names[level], message);
+}
+
+int main(int argc, char **argv)
+{
+    static struct cli_options options;
+    const struct verb *verb = NULL;
+    int r;
+
+    if (argc < 2)
+        return cli_usage("a verb is missing; see headrace --help");
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
+        print_help();
+        return cli_flush();
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("headrace %s\n", hr_version());
+        return cli_flush();
+    }
+    for (size_t i = 0; i < n_verbs; i++)
+        if (strcmp(argv[1], verbs[i].name) == 0)
+            verb = &verbs[i];
+    if (!verb) {
+        const char *near = cli_nearest(argv[1], verbs, n_verbs, sizeof(verbs[0]));
+
+        return cli_usage("no verb is called %s%s%s; see headrace --help", argv[1],
+                         near ? "; did you mean " : "", near ? near : "");
+    }
+    r = cli_parse(&options, verb->bit, verb->name, argc - 2, argv + 2);
+    if (r != CLI_OK)
+        return r;
+    if (options.help) {
+        print_verb_help(verb);
+        return cli_flush();
+    }
+    if (options.n_paths == 0)
+        return cli_usage("%s needs a MODEL; see headrace %s --help", verb->name, verb->name);
+
+    hr_log_set(log_line, NULL,
+               options.quiet     ? HR_LOG_ERROR
+               : options.verbose ? HR_LOG_DEBUG
+                                 : HR_LOG_INFO);
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is reported by cli_flush() */
+    return verb->run(&options);
+}

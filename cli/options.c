@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* options.c -- one table of options; parsing, help and messages all come from it. */
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "cli/cli.h"
+
+enum kind { FLAG, SIZE, COUNT, NUMBER, TEXT, CHOICE };
+
+struct option {
+    const char *name;
+    enum kind kind;
+    size_t member;
+    unsigned verbs;
+    uint64_t min, max;   /* SIZE, COUNT */
+    const char *choices; /* CHOICE: "a|b|c", the value is the index */
+    const char *arg, *help;
+};
+
+#define MEMBER(m) offsetof(struct cli_options, m)
+
+static const struct option options[] = {
+    {"--inputs", TEXT, MEMBER(inputs), CLI_FORWARD, 0, 0, NULL, "FILE",
+     "latents, prompt_emb, reference.0 ... (safetensors)"},
+    {"--timestep", NUMBER, MEMBER(timestep), CLI_FORWARD, 0, 0, NULL, "T",
+     "sigma * 1000, from 0 to 1000"},
+    {"--output", TEXT, MEMBER(output), CLI_FORWARD | CLI_INPUTS, 0, 0, NULL, "FILE",
+     "where the result goes (safetensors)"},
+    {"--device", TEXT, MEMBER(device), CLI_FORWARD, 0, 0, NULL, "NAME", "auto, cpu (default auto)"},
+    {"--ram", SIZE, MEMBER(ram_bytes), CLI_FORWARD, 1 << 20, UINT64_MAX, NULL, "SIZE",
+     "bound on all memory of the process, such as 400MiB"},
+    {"--ring", SIZE, MEMBER(ring_bytes), CLI_FORWARD, 1 << 20, UINT64_MAX, NULL, "SIZE",
+     "memory for weights in flight (default 192MiB, or what --ram leaves)"},
+    {"--io", TEXT, MEMBER(io), CLI_FORWARD, 0, 0, NULL, "NAME",
+     "auto, io_uring, pread (default auto)"},
+    {"--direct", CHOICE, MEMBER(direct), CLI_FORWARD, 0, 0, "auto|on|off", NULL,
+     "O_DIRECT (default auto)"},
+    {"--block-size", SIZE, MEMBER(block_bytes), CLI_FORWARD, 64 << 10, 32 << 20, NULL, "SIZE",
+     "bytes of one read, a power of two (default 4MiB)"},
+    {"--iodepth", COUNT, MEMBER(depth), CLI_FORWARD, 1, 1024, NULL, "N",
+     "reads in flight (default 16)"},
+    {"--threads", COUNT, MEMBER(n_threads), CLI_FORWARD, 1, 256, NULL, "N",
+     "compute threads (default: the CPUs this process may use)"},
+    {"--precision", CHOICE, MEMBER(precision), CLI_FORWARD, 0, 0, "bf16|f32", NULL,
+     "inputs of matrix products (default bf16)"},
+    {"--activation", CHOICE, MEMBER(activation), CLI_FORWARD, 0, 0, "gelu_tanh|quick_gelu", NULL,
+     "of the MLPs (default gelu_tanh, the model's own)"},
+    {"--timestep-rounding", CHOICE, MEMBER(timestep_rounding), CLI_FORWARD, 0, 0, "off|bf16", NULL,
+     "round the timestep as bf16 pipelines do (default off)"},
+    {"--zero-cond-t", FLAG, MEMBER(zero_cond_t_on), CLI_FORWARD, 0, 0, NULL, NULL,
+     "Edit-2511: references at timestep 0 (default: as the model's config says)"},
+    {"--no-zero-cond-t", FLAG, MEMBER(zero_cond_t_off), CLI_FORWARD, 0, 0, NULL, NULL,
+     "not, whatever the config says"},
+    {"--layers", COUNT, MEMBER(n_layers), CLI_FORWARD | CLI_INSPECT | CLI_SYNTH, 1, 10000, NULL,
+     "N", "only the first N blocks; synth: blocks of the model (60)"},
+    {"--repeat", COUNT, MEMBER(n_repeat), CLI_FORWARD, 1, 1000000, NULL, "N",
+     "run N forwards in a row, reading across their borders (default 1)"},
+    {"--per-block", FLAG, MEMBER(per_block), CLI_FORWARD, 0, 0, NULL, NULL,
+     "statistics of each block"},
+    {"--streamed", FLAG, MEMBER(streamed), CLI_INSPECT, 0, 0, NULL, NULL,
+     "list the tensors in the order in which a forward streams them"},
+    {"--width", COUNT, MEMBER(width), CLI_INPUTS, 16, 8192, NULL, "PIXELS", "default 256"},
+    {"--height", COUNT, MEMBER(height), CLI_INPUTS, 16, 8192, NULL, "PIXELS", "default 256"},
+    {"--text-tokens", COUNT, MEMBER(n_text), CLI_INPUTS, 1, 65536, NULL, "N", "default 5"},
+    {"--references", COUNT, MEMBER(n_references), CLI_INPUTS, 0, HR_IMAGES_MAX - 1, NULL, "N",
+     "reference images of the same size (default 0)"},
+    {"--heads", COUNT, MEMBER(n_heads), CLI_SYNTH, 1, 1024, NULL, "N",
+     "attention heads of 128 (default 24)"},
+    {"--joint-dim", COUNT, MEMBER(joint_dim), CLI_SYNTH, 1, 65536, NULL, "N",
+     "width of the prompt embedding (default 3584)"},
+    {"--dtype", CHOICE, MEMBER(dtype), CLI_SYNTH, 0, 0, "bf16|f16|f32|f8_e4m3|f8_e5m2", NULL,
+     "of all tensors (default bf16)"},
+    {"--shards", COUNT, MEMBER(n_shards), CLI_SYNTH, 1, 1000, NULL, "N",
+     "files (default: about 5 GB each, as published)"},
+    {"--zero-cond-t", FLAG, MEMBER(zero_cond_t), CLI_SYNTH, 0, 0, NULL, NULL,
+     "config.json of an Edit-2511 model"},
+    {"--layered", FLAG, MEMBER(layered), CLI_SYNTH, 0, 0, NULL, NULL, "a layered model"},
+    {"--order", CHOICE, MEMBER(order), CLI_SYNTH, 0, 0, "name|reverse|shuffle", NULL,
+     "of the tensors in the files (default name)"},
+    {"--header-pad", COUNT, MEMBER(header_pad_bytes), CLI_SYNTH, 0, 1 << 20, NULL, "BYTES",
+     "spaces after the header: odd ones give tensors at odd addresses"},
+    {"--prefix", TEXT, MEMBER(prefix), CLI_SYNTH, 0, 0, NULL, "TEXT",
+     "before each name, such as model.diffusion_model."},
+    {"--force", FLAG, MEMBER(force), CLI_SYNTH, 0, 0, NULL, NULL, "replace an existing model"},
+    {"--cache-dir", TEXT, MEMBER(cache_dir), CLI_ALL & ~CLI_SYNTH, 0, 0, NULL, "DIR",
+     "where links of the model folder may lead (default: the Hugging Face cache)"},
+    {"--json", FLAG, MEMBER(json), CLI_ALL, 0, 0, NULL, NULL, "results as JSON"},
+    {"--quiet", FLAG, MEMBER(quiet), CLI_ALL, 0, 0, NULL, NULL,
+     "neither progress nor notes, errors only"},
+    {"--verbose", FLAG, MEMBER(verbose), CLI_ALL, 0, 0, NULL, NULL, "more about each step"},
+    {"--help", FLAG, MEMBER(help), CLI_ALL, 0, 0, NULL, NULL, "this text"},
+};
+
+static const size_t n_options = sizeof(options) / sizeof(options[0]);
+
+/* ---- nearest word ----------------------------------------------------------------------- */
+
+/* Levenshtein distance, of words up to 40 letters. */
+static unsigned distance(const char *a, const char *b)
+{
+    enum { MAX = 40 };
+    unsigned row[MAX + 1];
+    const size_t n = strlen(a), m = strlen(b);
+
+    if (n > MAX || m > MAX)
+        return MAX;
+    for (size_t j = 0; j <= m; j++)
+        row[j] = (unsigned) j;
+    for (size_t i = 1; i <= n; i++) {
+        unsigned diagonal = row[0];
+
+        row[0] = (unsigned) i;
+        for (size_t j = 1; j <= m; j++) {
+            const unsigned up = row[j];
+            unsigned best = diagonal + (a[i - 1] != b[j - 1]);
+
+            best = up + 1 < best ? up + 1 : best;
+            best = row[j - 1] + 1 < best ? row[j - 1] + 1 : best;
+            row[j] = best;
+            diagonal = up;
+        }
+    }
+    return row[m];
+}
+
+const char *cli_nearest(const char *word, const void *candidates, size_t n, size_t stride)
+{
+    const char *nearest = NULL;
+    unsigned best = (unsigned) strlen(word) / 3 + 2;
+
+    for (size_t i = 0; i < n; i++) {
+        const char *candidate;
+
+        memcpy(&candidate, (const char *) candidates + i * stride, sizeof(candidate));
+        const unsigned d = distance(word, candidate);
+
+        if (d < best) {
+            best = d;
+            nearest = candidate;
+        }
+    }
+    return nearest;
+}
+
+/* ---- values ----------------------------------------------------------------------------- */
+
+static const struct {
+    const char *suffix;
+    uint64_t factor;
+} size_suffixes[] = {
+    {"KiB", UINT64_C(1) << 10},
+    {"MiB", UINT64_C(1) << 20},
+    {"GiB", UINT64_C(1) << 30},
+    {"TiB", UINT64_C(1) << 40},
+    {"KB", 1000},
+    {"MB", 1000000},
+    {"GB", 1000000000},
+    {"TB", 1000000000000},
+    {"B", 1},
+    {"", 1},
+};
+
+/* A decimal number and a suffix; exact for whole numbers, rounded down for fractions. */
+static bool parse_size(const char *text, uint64_t *ret_bytes)
+{
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9')
+        return false; /* no sign, no blank, no "inf" */
+    errno = 0;
+    const unsigned long long whole = strtoull(text, &end, 10);
+    double fraction = 0.0;
+
+    if (errno)
+        return false;
+    if (*end == '.') {
+        char *after = end + 1;
+        double digit = 0.1;
+
+        while (*after >= '0' && *after <= '9') {
+            fraction += digit * (*after++ - '0');
+            digit /= 10;
+        }
+        if (after == end + 1)
+            return false;
+        end = after;
+    }
+    for (size_t i = 0; i < sizeof(size_suffixes) / sizeof(size_suffixes[0]); i++) {
+        const uint64_t factor = size_suffixes[i].factor;
+
+        if (strcasecmp(end, size_suffixes[i].suffix) != 0)
+            continue;
+        if (whole > UINT64_MAX / factor - 1)
+            return false;
+        *ret_bytes = whole * factor + (uint64_t) (fraction * (double) factor);
+        return true;
+    }
+    return false;
+}
+
+static bool parse_count(const char *text, uint64_t *ret_value)
+{
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9')
+        return false;
+    errno = 0;
+    *ret_value = strtoull(text, &end, 10);
+    return errno == 0 && *end == '\0';
+}
+
+/* Any number that strtod() takes; whether it makes sense is the library's question. */
+static bool parse_number(const char *text, double *ret_value)
+{
+    char *end;
+
+    *ret_value = strtod(text, &end);
+    return end != text && *end == '\0';
+}
+
+static bool parse_choice(const char *text, const char *choices, unsigned *ret_index)
+{
+    const size_t n = strlen(text);
+
+    *ret_index = 0;
+    for (const char *c = choices; c; (*ret_index)++) {
+        const char *bar = strchr(c, '|');
+        const size_t len = bar ? (size_t) (bar - c) : strlen(c);
+
+        if (len == n && strncasecmp(c, text, n) == 0)
+            return true;
+        c = bar ? bar + 1 : NULL;
+    }
+    return false;
+}
+
+int cli_usage(const char *format, ...)
+{
+    va_list ap;
+
+    fputs("headrace: ", stderr);
+    va_start(ap, format);
+    vfprintf(stderr, format, ap);
+    va_end(ap);
+    fputc('\n', stderr);
+    return CLI_USAGE;
+}
+
+static int set_size(const struct option *opt, const char *text, uint64_t *value)
+{
+    if (opt->kind == SIZE ? !parse_size(text, value) : !parse_count(text, value))
+        return cli_usage(opt->kind == SIZE
+                             ? "%s: \"%s\" is not a size; write a number with KiB, MiB, GiB, KB, "
+                               "MB or GB, such as 400MiB"
+                             : "%s: \"%s\" is not a whole number",
+                         opt->name, text);
+    if (*value < opt->min || *value > opt->max) {
+        if (opt->max == UINT64_MAX)
+            return cli_usage("%s: %s is too small; expected at least %llu", opt->name, text,
+                             (unsigned long long) opt->min);
+        return cli_usage("%s: %s is out of range; expected %llu to %llu", opt->name, text,
+                         (unsigned long long) opt->min, (unsigned long long) opt->max);
+    }
+    return CLI_OK;
+}
+
+static int set_value(struct cli_options *o, const struct option *opt, const char *text)
+{
+    void *member = (char *) o + opt->member;
+
+    switch (opt->kind) {
+    case FLAG:
+        *(bool *) member = true;
+        break;
+    case SIZE:
+    case COUNT:
+        return set_size(opt, text, member);
+    case NUMBER:
+        if (!parse_number(text, member))
+            return cli_usage("%s: \"%s\" is not a number", opt->name, text);
+        o->timestep_given = true;
+        break;
+    case TEXT:
+        *(const char **) member = text;
+        break;
+    case CHOICE:
+        if (!parse_choice(text, opt->choices, member))
+            return cli_usage("%s: \"%s\" is not one of %s", opt->name, text, opt->choices);
+        break;
+    }
+    return CLI_OK;
+}
+
+/* ---- the command line ------------------------------------------------------------------- */
+
+/* The entry of `name` (n bytes) for this verb; else an entry of another verb; else NULL. */
+static const struct option *find(const char *name, size_t n, unsigned verb)
+{
+    const struct option *other = NULL;
+
+    for (size_t i = 0; i < n_options; i++) {
+        if (strlen(options[i].name) != n || strncmp(options[i].name, name, n) != 0)
+            continue;
+        if (options[i].verbs & verb)
+            return &options[i];
+        other = &options[i];
+    }
+    return other;
+}
+
+/* One option at argv[*i], as "--name value" or "--name=value". */
+static int parse_option(struct cli_options *o, unsigned verb, const char *verb_name, int argc,
+                        char **argv, int *i)
+{
+    const char *arg = argv[*i], *equals = strchr(arg, '=');
+    const size_t n = equals ? (size_t) (equals - arg) : strlen(arg);
+    const struct option *opt = find(arg, n, verb);
+
+    if (!opt) {
+        const char *near = cli_nearest(arg, options, n_options, sizeof(options[0]));
+
+        return cli_usage("no option is called %.*s%s%s; see headrace %s --help", (int) n, arg,
+                         near ? "; did you mean " : "", near ? near : "", verb_name);
+    }
+    if (!(opt->verbs & verb))
+        return cli_usage("%s is not an option of %s; see headrace %s --help", opt->name, verb_name,
+                         verb_name);
+    if (opt->kind == FLAG)
+        return equals ? cli_usage("%s takes no value", opt->name) : set_value(o, opt, NULL);
+    if (equals)
+        return set_value(o, opt, equals + 1);
+    if (*i + 1 >= argc)
+        return cli_usage("%s needs a value: %s", opt->name, opt->arg ? opt->arg : opt->choices);
+    return set_value(o, opt, argv[++*i]);
+}
+
+int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int argc, char **argv)
+{
+    bool only_paths = false;
+
+    for (int i = 0; i < argc; i++) {
+        if (!only_paths && strcmp(argv[i], "--") == 0) {
+            only_paths = true;
+        } else if (!only_paths && argv[i][0] == '-' && argv[i][1] != '\0') {
+            const int r = parse_option(o, verb, verb_name, argc, argv, &i);
+
+            if (r != CLI_OK)
+                return r;
+        } else if (o->n_paths == CLI_PATHS_MAX) {
+            return cli_usage("more than %d paths", CLI_PATHS_MAX);
+        } else {
+            o->paths[o->n_paths++] = argv[i];
+        }
+    }
+    if (o->zero_cond_t_on && o->zero_cond_t_off)
+        return cli_usage("--zero-cond-t and --no-zero-cond-t exclude each other");
+    if (o->block_bytes & (o->block_bytes - 1))
+        return cli_usage("--block-size: %llu is not a power of two",
+                         (unsigned long long) o->block_bytes);
+    return CLI_OK;
+}
+
+void cli_print_options(unsigned verb)
+{
+    for (size_t i = 0; i < n_options; i++) {
+        char left[64];
+
+        if (!(options[i].verbs & verb))
+            continue;
+        const char *arg = options[i].arg ? options[i].arg : options[i].choices;
+
+        snprintf(left, sizeof(left), "%s%s%s", options[i].name, arg ? " " : "", arg ? arg : "");
+        if (strlen(left) > 26)
+            printf("  %s\n  %-26s  %s\n", left, "", options[i].help);
+        else
+            printf("  %-26s  %s\n", left, options[i].help);
+    }
+}
