@@ -153,11 +153,12 @@ static int report_missing(const struct hr_checkpoint *checkpoint,
     for (uint32_t i = 0; i < n && i < MISSING_SHOWN; i++)
         len += (size_t) snprintf(list + len, sizeof(list) - len, "%s\"%s\"", i ? ", " : "",
                                  hr_printable(missing[i]->name, name, sizeof(name)));
-    return hr_error_set(err, -EBADMSG,
-                        "%s: %u tensors are not in the shards it names (%s%s; the first should be "
-                        "in %s); index and shards are of different downloads",
-                        checkpoint->files.index_shown, n, list, n > MISSING_SHOWN ? ", ..." : "",
-                        hr_printable(index->shards[missing[0]->shard_idx], name, sizeof(name)));
+    return hr_error_set(
+        err, -EBADMSG,
+        "%s: %u of its %u tensors missing from their shards (%s%s; the first should be "
+        "in %s); index and shards are of different downloads",
+        checkpoint->files.index_shown, n, index->n_entries, list, n > MISSING_SHOWN ? ", ..." : "",
+        hr_printable(index->shards[missing[0]->shard_idx], name, sizeof(name)));
 }
 
 /* Keep the tensors that the index lists; both tables are sorted by name. */

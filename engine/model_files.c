@@ -114,12 +114,15 @@ static int open_shards(struct hr_model_files *files, const struct hr_folder *fol
         if (r < 0)
             break;
         r = hr_folder_open_file(folder, names[i], &shard->fd, &shard->size_bytes, err);
-        if (r == -ENOENT && files->has_index)
+        if (r == -ENOENT && files->has_index) {
+            const uint32_t n_tensors = count_indexed(&files->index, i);
+
             hr_error_set(err, r,
-                         "%s: no such file, but the index lists it for %u tensors; download it "
+                         "%s: no such file, but the index lists it for %u tensor%s; download it "
                          "again",
-                         shard->shown, count_indexed(&files->index, i));
-        else if (r == -ENOENT)
+                         shard->shown, n_tensors, n_tensors == 1 ? "" : "s");
+        }
+        if (r == -ENOENT)
             hr_error_set(err, r, "%s: no such file", shard->shown);
     }
     return r;

@@ -230,8 +230,11 @@ int hr_synth(const struct hr_synth_params *params, struct hr_error *err)
 {
     struct hr_synth_layout layout;
     struct target target;
-    int r = hr_synth_layout_init(&layout, params, err);
+    int r;
 
+    if (!params->path || !*params->path)
+        return hr_error_set(err, -EINVAL, "a synthetic model needs a name");
+    r = hr_synth_layout_init(&layout, params, err);
     if (r < 0)
         return r;
     r = target_init(&target, params->path, err);
@@ -243,6 +246,9 @@ int hr_synth(const struct hr_synth_params *params, struct hr_error *err)
         r = hr_error_set(err, -EEXIST, "%s.tmp-%ld: is in the way; remove it", target.shown,
                          (long) getpid());
     if (r == 0) {
+        if (params->n_shards > layout.n_shards)
+            hr_log(HR_LOG_WARN, "%s: %u shards instead of %u: one for each tensor", target.shown,
+                   layout.n_shards, params->n_shards);
         r = write_model(&target, &layout, params, err);
         if (r == 0)
             r = publish(&target, layout.is_file, params->force, err);

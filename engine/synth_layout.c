@@ -268,11 +268,7 @@ static int build_shards(struct hr_synth_layout *layout, const struct hr_synth_pa
     layout->shards = calloc(layout->n_entries, sizeof(*layout->shards));
     if (!layout->shards)
         return hr_error_set(err, -ENOMEM, "no memory for the shards of a model");
-    if (n > layout->n_entries) {
-        hr_log(HR_LOG_WARN, "%s: %u shards instead of %u: one for each tensor", params->path,
-               layout->n_entries, n);
-        n = layout->n_entries;
-    }
+    n = (uint32_t) hr_min_u64(n, layout->n_entries);
     layout->n_shards = n ? n : split_by_size(layout, layout->shards);
     if (n)
         split_evenly(layout, layout->shards, n);
@@ -361,9 +357,7 @@ static int check_params(const struct hr_synth_params *params, struct sizes *ret_
         .prefix = params->prefix ? params->prefix : "",
     };
 
-    if (!params->path || !*params->path)
-        return hr_error_set(err, -EINVAL, "a synthetic model needs a name");
-    *ret_is_file = hr_has_suffix(params->path, ".safetensors");
+    *ret_is_file = params->path && hr_has_suffix(params->path, ".safetensors");
     if (sizes.n_layers > LAYERS_MAX || sizes.n_heads > HEADS_MAX || sizes.joint_dim > JOINT_MAX)
         return hr_error_set(
             err, -EINVAL, "%u layers, %u heads, joint dimension %u: at most %d, %d and %d",

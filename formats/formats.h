@@ -22,7 +22,8 @@ bool hr_dtype_is_computable(enum hr_dtype dtype);
  * E4M3 is the "FN" form: no infinities, 0x7f and 0xff are NaN. */
 void hr_dtype_to_f32(float *dst, const void *src, enum hr_dtype dtype, size_t n);
 /* Convert n floats to dtype, rounding to nearest, ties to even. Beyond the range: F16, BF16 and
- * F8_E5M2 give infinity, F8_E4M3 NaN (as torch does). NaN stays NaN. dst at any address. */
+ * F8_E5M2 give infinity, F8_E4M3 NaN (as torch did; since 2.13 at the latest it gives 448).
+ * NaN stays NaN. dst at any address. */
 void hr_dtype_from_f32(void *dst, const float *src, enum hr_dtype dtype, size_t n);
 
 static inline uint16_t hr_f32_to_bf16(float f)

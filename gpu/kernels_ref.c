@@ -76,6 +76,8 @@ static uint16_t round_bf16(double v)
         return 0x7fc0;
     if (isinf(v))
         return sign | 0x7f80;
+    if (v == 0.0)
+        return sign;
     frexp(v, &exponent); /* |v| = m 2^exponent, 0.5 <= m < 1 */
     exponent = exponent < -125 ? -125 : exponent;
     const double units = nearbyint(ldexp(fabs(v), 8 - exponent)); /* 128..256, less if subnormal */

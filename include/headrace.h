@@ -113,7 +113,7 @@ struct hr_checkpoint_params {
     const char *const *paths;
     uint32_t n_paths;
     /* Symbolic links in a folder must stay inside it or lead into this folder; NULL: the
-     * Hugging Face cache named by HF_HUB_CACHE or HF_HOME, when set. */
+     * Hugging Face cache, as HF_HUB_CACHE, HF_HOME or XDG_CACHE_HOME name it, or its default. */
     const char *cache_dir;
 };
 

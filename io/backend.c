@@ -96,11 +96,12 @@ static int probe(struct hr_io *io, struct hr_error *err)
 
         if (file_bytes == 0)
             continue;
+        const uint64_t cover_bytes = hr_align_up(file_bytes, params->files[i].align_bytes);
         const struct hr_io_request request = {
             .file_idx = i,
             .buf = params->buf,
-            .size_bytes = (uint32_t) hr_min_u64(
-                params->block_bytes, hr_align_up(file_bytes, params->files[i].align_bytes)),
+            .size_bytes = (uint32_t) hr_min_u64(hr_min_u64(params->block_bytes, params->buf_bytes),
+                                                cover_bytes),
             .tag = HR_IO_TAG_PROBE,
         };
         const int r = read_once(io, &request);

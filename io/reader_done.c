@@ -173,17 +173,17 @@ static void lose_direct(struct hr_reader *reader, uint64_t block_idx, int code)
     struct hr_block *block = hr_reader_block(reader, block_idx);
     struct hr_io_file *file = &reader->files[block->at.file_idx];
     char text[128], path[PATH_PRINT_BYTES];
+    const char *words = hr_strerror(code, text, sizeof(text));
     int r = 0;
 
-    hr_strerror(code, text, sizeof(text));
     if (!block->asked_direct || reader->params.direct == HR_DIRECT_ON) {
         hr_reader_fail(reader, block_idx, block->ask_bytes,
-                       block->asked_direct ? -EOPNOTSUPP : code, text);
+                       block->asked_direct ? -EOPNOTSUPP : code, words);
         return;
     }
     if (file->direct) {
         hr_log(HR_LOG_WARN, "%s: a direct read was refused (%s); read through the page cache now",
-               hr_printable(file->source->path, path, sizeof(path)), text);
+               hr_printable(file->source->path, path, sizeof(path)), words);
         r = hr_io_file_go_buffered(file, NULL);
         if (r == 0 && reader->io->backend->file_changed)
             r = reader->io->backend->file_changed(reader->io, block->at.file_idx);

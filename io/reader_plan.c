@@ -92,9 +92,10 @@ static bool place_next(struct hr_plan *plan)
     if (continues(plan, plan->seq, &place)) {
         const uint64_t end = hr_align_up(place.pos + range->size_bytes, align);
 
-        if (fits(plan, end))
-            record(plan, &place, end);
-        return plan->head == end;
+        if (!fits(plan, end))
+            return false;
+        record(plan, &place, end);
+        return true;
     }
 
     const uint64_t shift = range->offset_bytes & (align - 1);

@@ -72,3 +72,8 @@ build() {
     say "the whole log: $log"
     return 1
 }
+
+# Whether clang can link its sanitizers' runtime, which Debian packs apart from clang itself.
+clang_has_sanitizers() {
+    echo 'int main(void) { return 0; }' | clang -fsanitize=thread -x c - -o /dev/null 2>/dev/null
+}

@@ -201,7 +201,7 @@ static void test_extremes(void **state)
     }
 }
 
-/* What torch gives, written down. */
+/* What torch gave before it took to saturating E4M3, written down. */
 static void test_as_torch(void **state)
 {
     static const struct {

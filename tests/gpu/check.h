@@ -36,7 +36,8 @@ void check_free(void *array);
 
 /* ---- comparison --------------------------------------------------------------------- */
 
-/* |got - want| <= tol * max(1, |want|) for n values, plus 2^-8 |want| where they are bf16; rows of
+/* |got - want| <= tol * max(1, |want|) for n values, plus 2^-7 |want|, one unit in the last
+ * place, where they are bf16; rows of
  * `width`, `stride` apart. NaN never passes. The test fails with the first mismatch. */
 struct check_matrix {
     const void *got, *want;

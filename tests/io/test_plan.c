@@ -180,6 +180,8 @@ static void run_model(uint64_t seed)
     const uint64_t align = aligns[io_random(&random) % 3];
     const uint64_t ring = 2 * MIB * (1 + io_random(&random) % 3);
     model.plan = make_plan(ranges, n, n_passes, ring, align);
+    if (io_random(&random) % 4 == 0)
+        model.plan.window = 1u << io_random(&random) % 5; /* smaller than it was allocated */
     model.piece_offset = calloc(ring / align, sizeof(uint64_t));
     model.piece_file = calloc(ring / align, sizeof(uint32_t));
     assert_true(model.piece_offset && model.piece_file);

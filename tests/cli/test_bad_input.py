@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each kind of bad input: one clear line, exit code 1, nothing half-written."""
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+
+from cli_testing import HEADRACE, ModelCase, environment, floats, headrace, main, read_header, write_tensors
+
+SHARD = "diffusion_pytorch_model.safetensors"
+
+
+class BadInput(ModelCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        path = os.path.join(cls.model, SHARD)
+        n, header = read_header(path)
+        with open(path, "rb") as f:
+            data = f.read()[8 + n:]
+        cls.tensors = {name: (t["dtype"], t["shape"], data[slice(*t["data_offsets"])])
+                       for name, t in header.items() if name != "__metadata__"}
+
+    def copy(self, change=None, config=None, **write_options):
+        """A copy of the model with `change` applied to its dict of tensors."""
+        folder = self.path("copy")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.mkdir(folder)
+        tensors = dict(self.tensors)
+        if change:
+            change(tensors)
+        write_tensors(os.path.join(folder, SHARD), tensors, **write_options)
+        with open(os.path.join(self.model, "config.json"), encoding="utf-8") as f:
+            values = json.load(f)
+        values.update(config or {})
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
+            json.dump(values, f)
+        return folder
+
+    # ---- the model ----
+
+    def test_copy_is_good(self):
+        self.assertEqual(self.forward(model=self.copy()).code, 0)
+
+    def test_missing_tensor(self):
+        name = "transformer_blocks.1.attn.to_k.weight"
+        result = self.forward(model=self.copy(lambda t: t.pop(name)))
+        self.assert_fails(result, name, "missing", "copy")
+        result = self.forward(model=self.copy(lambda t: t.pop("img_in.weight")))
+        self.assert_fails(result, "img_in.weight", "not a Qwen-Image DiT")
+
+    def test_missing_block(self):
+        def drop(t):
+            for name in [n for n in t if n.startswith("transformer_blocks.1.")]:
+                del t[name]
+        self.assert_fails(self.forward(model=self.copy(drop)), "num_layers", "1", "2")
+
+    def test_wrong_shape(self):
+        def reshape(t):
+            dtype, shape, data = t["proj_out.weight"]
+            t["proj_out.weight"] = (dtype, shape[::-1], data)
+        self.assert_fails(self.forward(model=self.copy(reshape)), "proj_out.weight", "[256, 64]", "expected [64, 256]",
+                          SHARD)
+
+    def test_dtype(self):
+        def integers(t):
+            t["img_in.bias"] = ("I16", *t["img_in.bias"][1:])
+        self.assert_fails(self.forward(model=self.copy(integers)), "img_in.bias", "I16", "BF16", SHARD)
+
+        def unknown(t):
+            t["img_in.bias"] = ("Q7", *t["img_in.bias"][1:])
+        self.assert_fails(self.forward(model=self.copy(unknown)), "img_in.bias", "Q7", SHARD)
+
+    def test_truncated(self):
+        self.assert_fails(self.forward(model=self.copy(data_too_short=100)), SHARD, "truncated")
+
+    def test_other_models(self):
+        def newer(t):
+            t["txt_in.text_norm.weight"] = t["txt_norm.weight"]
+        self.assert_fails(self.forward(model=self.copy(newer)), "txt_in.text_norm.weight", "2.1")
+
+        def scaled(t):
+            t["transformer_blocks.0.attn.to_q.scale_weight"] = ("F32", [], floats([1.0]))
+        self.assert_fails(self.forward(model=self.copy(scaled)), "scale_weight", "scaled")
+        self.assert_fails(self.forward(model=self.copy(config={"_class_name": "FluxTransformer2DModel"})),
+                          "FluxTransformer2DModel")
+        self.assert_fails(self.forward(model=self.copy(config={"guidance_embeds": True})), "guidance_embeds")
+        self.assert_fails(self.forward(model=self.copy(config={"num_attention_heads": 3})), "num_attention_heads", "3")
+        self.assert_fails(self.forward(model=self.copy(config={"joint_attention_dim": 97})), "joint_attention_dim")
+        self.assert_fails(self.forward(model=self.copy(config={"num_layers": 10**9})), "num_layers")
+        self.assert_fails(self.forward(model=self.copy(config={"use_layer3d_rope": True})), "addition_t_embedding")
+
+    def test_missing_files(self):
+        self.assert_fails(self.forward(model=self.path("nowhere")), "nowhere")
+        sharded = self.path("sharded")
+        shutil.rmtree(sharded, ignore_errors=True)
+        self.assertEqual(headrace("synth", sharded, *self.model_options, "--shards", 3).code, 0)
+        self.assertEqual(self.forward(model=sharded).code, 0)
+        os.remove(os.path.join(sharded, "diffusion_pytorch_model-00002-of-00003.safetensors"))
+        self.assert_fails(self.forward(model=sharded), "00002-of-00003", "no such file")
+        os.mkdir(self.path("empty-folder"))
+        self.assert_fails(self.forward(model=self.path("empty-folder")), "empty-folder")
+
+    def test_layers(self):
+        self.assert_fails(self.forward("--layers", 3), "has 2 blocks, 3 were asked for")
+        self.assertEqual(self.forward("--layers", 1).code, 0)
+
+    # ---- the inputs ----
+
+    def inputs_with(self, change):
+        tensors = {"latents": ("F32", [16, 6, 10], floats([0.5] * 960)),
+                   "prompt_emb": ("F32", [4, 96], floats([0.25] * 384))}
+        change(tensors)
+        path = self.path("changed.safetensors")
+        write_tensors(path, tensors)
+        return path
+
+    def test_inputs(self):
+        def put(name, dtype, shape, n, value=0.5):
+            return lambda t: t.__setitem__(name, (dtype, shape, floats([value] * n)))
+        cases = [
+            (lambda t: t.pop("latents"), "latents"),
+            (lambda t: t.pop("prompt_emb"), "prompt_emb"),
+            (put("latents", "F32", [16, 5, 10], 800), "latents", "[16, 5, 10]", "even"),
+            (put("latents", "F32", [16, 6, 9], 864), "latents", "[16, 6, 9]", "even"),
+            (put("latents", "F32", [15, 6, 10], 900), "latents", "[15, 6, 10]"),
+            (put("latents", "F32", [6, 10], 60), "latents", "[6, 10]"),
+            (put("latents", "F32", [2, 16, 6, 10], 1920), "2 target images", "layered"),
+            (put("latents", "I32", [16, 6, 10], 960), "latents", "I32", "F32, BF16 or F16"),
+            (put("latents", "F32", [16, 6, 10], 960, math.nan), "latents", "NaN", "element 0"),
+            (put("latents", "F32", [16, 6, 10], 960, math.inf), "latents", "infinity"),
+            (put("prompt_emb", "F32", [4, 95], 380), "prompt_emb", "[4, 95]", "[n, 96]"),
+            (put("prompt_emb", "F32", [0, 96], 0), "prompt_emb"),
+            (put("prompt_emb", "F32", [2, 4, 96], 768), "prompt_emb", "[2, 4, 96]"),
+            (put("prompt_emb_mask", "F32", [3], 3), "prompt_emb_mask", "[3]"),
+            (put("prompt_emb_mask", "F32", [4], 4, 0.0), "prompt_emb_mask", "no token"),
+            (put("reference.1", "F32", [16, 4, 4], 256), "reference.0"),
+            (put("reference.0", "F32", [16, 4, 3], 192), "reference.0", "[16, 4, 3]"),
+        ]
+        for change, *words in cases:
+            with self.subTest(words=words):
+                self.assert_fails(self.forward(inputs=self.inputs_with(change)), *words)
+        self.assertEqual(self.forward(inputs=self.inputs_with(lambda t: None)).code, 0)
+        self.assert_fails(self.forward(inputs=self.path("nowhere.safetensors")), "nowhere.safetensors")
+
+    def test_mask_drops_padding(self):
+        with open(self.inputs, "rb") as f:
+            f.read(8 + read_header(self.inputs)[0])
+            latents, prompt = f.read(960 * 4), f.read(384 * 4)
+        for name, n, tensors in (("short", 4, {}), ("padded", 6, {"prompt_emb_mask": ("I64", [1, 6], b"".join(
+                int(i < 4).to_bytes(8, "little") for i in range(6)))})):
+            path = self.path(name + ".safetensors")
+            write_tensors(path, {"latents": ("F32", [1, 16, 6, 10], latents),
+                                 "prompt_emb": ("F32", [n, 96], (prompt + floats([9.0] * 192))[:n * 384]), **tensors})
+            self.assertEqual(self.forward(inputs=path, output=name + ".out").code, 0)
+        with open(self.path("short.out"), "rb") as a, open(self.path("padded.out"), "rb") as b:
+            self.assertEqual(a.read(), b.read())
+
+    def test_timestep(self):
+        for bad in ("nan", "-1", "1000.5", "inf"):
+            self.assert_fails(self.forward(timestep=bad), "--timestep", "0 to 1000")
+        self.assertEqual(self.forward(timestep="0").code, 0)
+
+    # ---- the machine ----
+
+    def test_memory_limit(self):
+        self.assert_fails(self.forward("--ram", "20MiB"), "20 MiB", "need")
+        self.assert_fails(self.forward("--ring", "2MiB"), "ring")
+
+    def test_names(self):
+        self.assert_fails(self.forward("--io", "uring"), "uring", "io_uring")
+        self.assert_fails(self.forward("--device", "tpu"), "tpu", "cpu")
+        self.assertEqual(self.forward(env=environment(HEADRACE_IO="pread")).code, 0)
+        self.assert_fails(self.forward(env=environment(HEADRACE_IO="nonsense")), "nonsense")
+
+    def test_output(self):
+        self.assert_fails(self.forward(output="no/such/folder/out.safetensors"), "no/such/folder")
+        os.makedirs(self.path("a-folder"), exist_ok=True)
+        result = headrace("forward", self.model, "--inputs", self.inputs, "--timestep", 750, "--output",
+                          self.path("a-folder"))
+        self.assert_fails(result, "a-folder")
+
+    def test_no_space(self):
+        """A limit on file sizes stands in for a full disk: the write fails half-way."""
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+            import signal
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        out = self.path("full.safetensors")
+        for verb in (["forward", self.model, "--inputs", self.inputs, "--timestep", "750", "--output", out],
+                     ["inputs", self.model, "--output", out], ["synth", out, *self.model_options]):
+            process = subprocess.run([HEADRACE, *map(str, verb)], capture_output=True, text=True, preexec_fn=limit,
+                                     env=environment())
+            self.assertEqual(process.returncode, 1, process.stderr)
+            self.assertIn("full.safetensors", process.stderr)
+            self.assertEqual([n for n in os.listdir(self.folder) if "full" in n], [])
+
+    def test_disk_errors(self):
+        """The disk fails while weights stream: file, tensor and byte range are named."""
+        result = self.forward("--io", "fault", env=environment(HEADRACE_FAULTS="eio=2000000"))
+        self.assert_fails(result, SHARD, "transformer_blocks", "bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs, options and what is said when they are wrong; what is printed when all is well."""
+import json
+import os
+import subprocess
+
+from cli_testing import HEADRACE, ModelCase, environment, headrace, main
+
+
+class Usage(ModelCase):
+    def assert_usage(self, args, *words):
+        result = headrace(*args)
+        self.assertEqual(result.code, 2, result.err)
+        self.assertEqual(len(result.errors), 1, result.err)
+        self.assertEqual(result.out, "")
+        for word in words:
+            self.assertIn(word, result.err)
+
+    def test_verbs(self):
+        self.assert_usage([], "verb")
+        self.assert_usage(["forwrad", "x"], "forwrad", "did you mean forward")
+        self.assert_usage(["zzzzzzzzz", "x"], "zzzzzzzzz", "--help")
+        self.assert_usage(["inspect"], "MODEL")
+        self.assert_usage(["forward"], "MODEL")
+
+    def test_options(self):
+        forward = ["forward", self.model, "--inputs", self.inputs, "--timestep", "1"]
+        self.assert_usage([*forward, "--precison", "f32"], "--precison", "did you mean --precision")
+        self.assert_usage([*forward, "--precision", "f16"], "--precision", "f16", "bf16|f32")
+        self.assert_usage([*forward, "--precision"], "--precision", "needs a value")
+        self.assert_usage([*forward, "--layers", "0"], "--layers", "1 to 10000")
+        self.assert_usage([*forward, "--layers", "x"], "--layers", "whole number")
+        self.assert_usage([*forward, "--layers", "-1"], "--layers", "whole number")
+        self.assert_usage([*forward, "--shards", "2"], "--shards", "not an option of forward")
+        self.assert_usage([*forward, "--json=1"], "--json", "no value")
+        self.assert_usage([*forward, "--zero-cond-t", "--no-zero-cond-t"], "exclude")
+        self.assert_usage(["forward", self.model, "--timestep", "1"], "--inputs")
+        self.assert_usage(["forward", self.model, "--inputs", self.inputs], "--timestep")
+        self.assert_usage([*forward[:-1], "abc"], "--timestep", "abc")
+        self.assert_usage(["inputs", self.model], "--output")
+        self.assert_usage(["inputs", self.model, "--output", "x", "--width", "100"], "multiples of 16")
+        self.assert_usage(["synth", "a", "b"], "one model")
+
+    def test_sizes(self):
+        forward = ["forward", self.model, "--inputs", self.inputs, "--timestep", "1", "--quiet"]
+        for bad in ("400", "-1GiB", "1XB", "1.GB", "GiB", "", "99999999999GiB", "0x10MB", " 1GiB", "1 GiB", "nan"):
+            self.assert_usage([*forward, "--ram", bad], "--ram")
+        self.assert_usage([*forward, "--block-size", "3MiB"], "power of two")
+        self.assert_usage([*forward, "--block-size", "1KiB"], "--block-size", "65536 to 33554432")
+        for good in ("400MiB", "419430400", "0.5GB", "1.5gib", "800000KB", "419430400B"):
+            self.assertEqual(headrace(*forward, "--ram", good).code, 0, good)
+
+    def test_help(self):
+        for args in (["--help"], ["-h"], ["help"], ["forward", "--help"], ["inspect", "--help"], ["synth", "--help"],
+                     ["inputs", "--help"], ["--version"]):
+            result = headrace(*args)
+            self.assertEqual(result.code, 0)
+            self.assertIn("headrace", result.out)
+            self.assertEqual(result.err, "")
+
+    def test_json(self):
+        result = self.forward("--json", "--per-block", "--quiet")
+        stats = json.loads(result.out)
+        for key in ("bytes_read", "wall_s", "disk_gbps", "stall_disk_s", "compute_s", "peak_memory_bytes", "backend",
+                    "direct", "device", "ring_bytes", "setup_s", "reads"):
+            self.assertIn(key, stats)
+        self.assertEqual(len(stats["blocks"]), 2)
+        self.assertEqual(result.err, "")
+        streamed = json.loads(headrace("inspect", self.model, "--json").out)["streamed"]
+        self.assertEqual(stats["bytes_used"], streamed["bytes"])
+        self.assertGreaterEqual(stats["bytes_read"], stats["bytes_used"])
+        self.assertGreater(stats["peak_memory_bytes"], stats["ring_bytes"])
+
+    def test_inspect(self):
+        result = headrace("inspect", self.model)
+        self.assertIn("transformer_blocks.1.txt_mlp.net.2.weight", result.out)
+        self.assertIn("total     77 tensors", result.out)
+        listing = json.loads(headrace("inspect", self.model, "--json").out)
+        self.assertEqual(len(listing["tensors"]), 77)
+        order = json.loads(headrace("inspect", self.model, "--json", "--streamed").out)["tensors"]
+        self.assertEqual(order[0]["name"], "time_text_embed.timestep_embedder.linear_1.bias")
+        self.assertEqual(order[-1]["name"], "proj_out.weight")
+        self.assertNotIn("transformer_blocks.1.txt_mlp.net.2.weight", [t["name"] for t in order])
+        self.assertIn("transformer_blocks.0.txt_mlp.net.2.weight", [t["name"] for t in order])
+        other = headrace("inspect", self.inputs)
+        self.assertEqual(other.code, 0)
+        self.assertIn("streamed  no forward", other.out)
+
+    def test_empty_file(self):
+        path = self.path("empty.safetensors")
+        with open(path, "wb") as f:
+            f.write(b"\2\0\0\0\0\0\0\0{}")
+        result = headrace("inspect", path)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIn("total     0 tensors", result.out)
+
+    def test_output_to_full_device(self):
+        with open("/dev/full", "w") as full:
+            process = subprocess.run([HEADRACE, "inspect", self.model], stdout=full, stderr=subprocess.PIPE, text=True,
+                                     env=environment())
+        self.assertEqual(process.returncode, 1)
+        self.assertIn("standard output", process.stderr)
+
+    def test_relative_paths_and_dashes(self):
+        os.symlink("model", self.path("-m"))
+        result = headrace("inspect", "--", "-m", cwd=self.folder)
+        self.assertEqual(result.code, 0, result.err)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_device.c -- opening, the arena, weights, the pool of threads, and what the reference itself
+ * is held to: values worked out by hand. */
+#include <errno.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "gpu/cpu_pool.h"
+#include "gpu/kernels.h"
+#include "tests/gpu/check.h"
+
+/* ---- open --------------------------------------------------------------------------- */
+
+static void check_refused(const struct hr_gpu_params *params, int code, const char *words)
+{
+    struct hr_gpu *gpu = NULL;
+    struct hr_error err = {0};
+
+    assert_int_equal(hr_gpu_open(&gpu, params, &err), code);
+    assert_null(gpu);
+    assert_int_equal(err.code, code);
+    if (!strstr(err.message, words))
+        fail_msg("\"%s\" does not say \"%s\"", err.message, words);
+}
+
+static void test_open_errors(void **state)
+{
+    struct hr_gpu_params params = {.device = "abacus\n", .act = HR_DTYPE_BF16};
+
+    (void) state;
+    check_refused(&params, -ENODEV, "\"abacus\\x0a\" is unknown: use one of auto, cpu");
+    params = (struct hr_gpu_params){.act = HR_DTYPE_BF16, .n_threads = 257};
+    check_refused(&params, -EINVAL, "at most 256");
+    params = (struct hr_gpu_params){.act = HR_DTYPE_F32, .arena_bytes = UINT64_C(1) << 60};
+    check_refused(&params, -ENOMEM, "no memory");
+
+    setenv("HEADRACE_CPU", "abacus", 1);
+    params = (struct hr_gpu_params){.act = HR_DTYPE_F32};
+    check_refused(&params, -ENODEV, "baseline");
+    unsetenv("HEADRACE_CPU");
+}
+
+struct lines {
+    unsigned n_device, n_bf16;
+};
+
+static void on_log(void *user, enum hr_log_level level, const char *message)
+{
+    struct lines *lines = user;
+
+    lines->n_device += level == HR_LOG_INFO && strncmp(message, "device: cpu", 11) == 0;
+    lines->n_bf16 += level == HR_LOG_INFO && strstr(message, "HEADRACE_CPU_BF16=off") != NULL;
+}
+
+/* An automatic choice is said once, a choice of the user's is not. */
+static void test_open_auto(void **state)
+{
+    static const char *const names[] = {NULL, "auto", "cpu"};
+    struct lines lines = {0};
+
+    (void) state;
+    hr_log_set(on_log, &lines, HR_LOG_INFO);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(names); i++) {
+        const struct hr_gpu_params params = {.device = names[i], .act = HR_DTYPE_BF16};
+        struct hr_gpu *gpu = NULL;
+
+        setenv("HEADRACE_CPU_BF16", i == 0 ? "off" : "auto", 1);
+        assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
+        assert_non_null(strstr(hr_gpu_name(gpu), "cpu (oneDNN "));
+        hr_gpu_close(&gpu);
+        assert_null(gpu);
+        hr_gpu_close(&gpu);
+    }
+    unsetenv("HEADRACE_CPU_BF16");
+    hr_log_set(NULL, NULL, HR_LOG_WARN);
+    assert_int_equal(lines.n_device, 2);
+    assert_in_range(lines.n_bf16, 1, 3); /* 3 where the CPU has no bf16 products anyway */
+}
+
+/* ---- memory ------------------------------------------------------------------------- */
+
+static void test_arena(void **state)
+{
+    static const uint64_t sizes[] = {1, 63, 64, 65, 100000};
+    struct hr_gpu_params params = {.device = "cpu", .act = HR_DTYPE_F32, .n_threads = 1};
+    unsigned char *at[HR_ARRAY_SIZE(sizes)];
+    struct hr_gpu *gpu = NULL;
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(sizes); i++)
+        params.arena_bytes += hr_gpu_arena_bytes(sizes[i]);
+    assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(sizes); i++) {
+        at[i] = hr_gpu_alloc(gpu, sizes[i]);
+        assert_int_equal((uintptr_t) at[i] % 64, 0);
+        for (size_t j = 0; j < sizes[i]; j++)
+            assert_int_equal(at[i][j], 0);
+        memset(at[i], (int) i + 1, sizes[i]);
+    }
+    for (size_t i = 0; i < HR_ARRAY_SIZE(sizes); i++) /* none overlaps another */
+        assert_true(at[i][0] == i + 1 && at[i][sizes[i] - 1] == i + 1);
+
+    float out[3] = {0}, in[3] = {1.0f, 2.0f, 3.0f};
+    assert_int_equal(hr_gpu_upload(gpu, at[4], in, sizeof(in)), 0);
+    assert_int_equal(hr_gpu_download(gpu, out, at[4], sizeof(out)), 0);
+    assert_int_equal(hr_gpu_sync(gpu), 0);
+    assert_memory_equal(in, out, sizeof(in));
+    hr_gpu_close(&gpu);
+}
+
+static void test_weights(void **state)
+{
+    const struct hr_gpu_params params = {.device = "cpu", .act = HR_DTYPE_F32, .n_threads = 1};
+    unsigned char host[100] = {7};
+    struct hr_gpu_weight weight;
+    struct hr_gpu *gpu = NULL;
+
+    (void) state;
+    assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
+    assert_int_equal(hr_gpu_stage(gpu, &weight, host + 1, sizeof(host) - 1), 0);
+    assert_ptr_equal(weight.data, host + 1);
+    hr_gpu_unstage(gpu, &weight);
+    assert_true(hr_gpu_host_is_free(gpu, &weight, false));
+    assert_true(hr_gpu_host_is_free(gpu, &weight, true));
+    hr_gpu_close(&gpu);
+}
+
+/* What is taken beside the arena, once threads, tiles and products are in use, is within what was
+ * foretold. */
+static void test_scratch_bytes(void **state)
+{
+    const struct hr_gpu_params params = {.device = "cpu", .act = HR_DTYPE_BF16, .n_threads = 2};
+    enum { T = 1100, D = 3 * HR_HEAD_DIM };
+    uint16_t *x = calloc(T * D, 2), *w = calloc(D * D, 2);
+    float *out = calloc(T * D, 4);
+    struct hr_gpu *gpu = NULL;
+
+    (void) state;
+    for (size_t i = 0; i < T * D; i++) /* present before the first figure */
+        out[i] = x[i] = 1;
+    for (size_t i = 0; i < D * D; i++)
+        w[i] = 1;
+    const struct hr_linear linear = {.x = x,
+                                     .x_dtype = HR_DTYPE_BF16,
+                                     .x_stride = D,
+                                     .w = w,
+                                     .w_dtype = HR_DTYPE_BF16,
+                                     .n_tokens = T,
+                                     .n_in = D,
+                                     .n_out = D,
+                                     .out = out,
+                                     .out_dtype = HR_DTYPE_F32,
+                                     .out_stride = D};
+    const struct hr_attention attention = {
+        .out = out, .q = x, .k = x, .v = x, .n_q = T, .n_k = T, .n_heads = 3};
+    const uint64_t before = hr_memory_now().resident_bytes;
+    assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
+    assert_int_equal(hr_gpu_linear(gpu, &linear), 0);
+    assert_int_equal(hr_gpu_attention(gpu, &attention), 0);
+    const uint64_t after = hr_memory_now().resident_bytes;
+
+    print_message("scratch: %.1f MB of %.1f MB\n", (double) (after - before) * 1e-6,
+                  (double) hr_gpu_scratch_bytes(&params, T, D, D) * 1e-6);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    if (after > 0)
+        assert_true(after - before <= hr_gpu_scratch_bytes(&params, T, D, D));
+#endif
+    hr_gpu_close(&gpu);
+    free(x);
+    free(w);
+    free(out);
+}
+
+/* ---- pool --------------------------------------------------------------------------- */
+
+struct counts {
+    atomic_uint calls[1000];
+    unsigned n_threads;
+    atomic_uint n_wrong;
+};
+
+static void count_task(void *ctx, size_t task_idx, unsigned thread_idx)
+{
+    struct counts *counts = ctx;
+
+    if (thread_idx >= counts->n_threads)
+        atomic_fetch_add(&counts->n_wrong, 1);
+    atomic_fetch_add(&counts->calls[task_idx], 1);
+}
+
+static void test_pool(void **state)
+{
+    static struct counts counts;
+
+    (void) state;
+    for (unsigned n_threads = 1; n_threads <= 5; n_threads++) {
+        struct hr_pool *pool = NULL;
+
+        assert_int_equal(hr_pool_open(&pool, n_threads), 0);
+        for (size_t n_tasks = 0; n_tasks < 300; n_tasks++) {
+            memset(&counts, 0, sizeof(counts));
+            counts.n_threads = n_threads;
+            hr_pool_run(pool, count_task, &counts, n_tasks);
+            assert_int_equal(counts.n_wrong, 0);
+            for (size_t i = 0; i < HR_ARRAY_SIZE(counts.calls); i++)
+                assert_int_equal(counts.calls[i], i < n_tasks);
+        }
+        hr_pool_close(&pool);
+        assert_null(pool);
+        hr_pool_close(&pool);
+    }
+}
+
+/* ---- the reference ------------------------------------------------------------------ */
+
+static void test_reference(void **state)
+{
+    static const unsigned char e4m3[] = {0x00, 0x01, 0x08, 0x38, 0x7e, 0xb8};
+    static const float e4m3_values[] = {0.0f, 0x1p-9f, 0x1p-6f, 1.0f, 448.0f, -1.0f};
+    static const uint16_t f16[] = {0x0001, 0x0400, 0x3c00, 0x7bff, 0x7c00, 0xc000};
+    static const float f16_values[] = {0x1p-24f, 0x1p-14f, 1.0f, 65504.0f, INFINITY, -2.0f};
+    static const float f32[] = {1.0f, 1.00390625f, 1.01171875f, 0.0f, -3.0f, 3.4028235e38f};
+    static const uint16_t bf16[] = {0x3f80, 0x3f80, 0x3f82, 0x0000, 0xc040, 0x7f80};
+    const float x[] = {1.0f, 2.0f}, w[] = {3.0f, 4.0f, -5.0f, 1.0f}, bias[] = {0.5f, 1.0f};
+    float out[8], y[2] = {10.0f, 20.0f};
+    uint16_t rounded[6];
+
+    (void) state;
+    hr_to_f32_ref(out, e4m3, HR_DTYPE_F8_E4M3, 6);
+    assert_memory_equal(out, e4m3_values, sizeof(e4m3_values));
+    hr_to_f32_ref(out, f16, HR_DTYPE_F16, 6);
+    assert_memory_equal(out, f16_values, sizeof(f16_values));
+    hr_to_bf16_ref(rounded, f32, HR_DTYPE_F32, 6);
+    assert_memory_equal(rounded, bf16, sizeof(bf16));
+
+    const struct hr_linear p = {.x = x,
+                                .x_dtype = HR_DTYPE_F32,
+                                .x_stride = 2,
+                                .w = w,
+                                .w_dtype = HR_DTYPE_F32,
+                                .bias = bias,
+                                .n_tokens = 1,
+                                .n_in = 2,
+                                .n_out = 2,
+                                .epilogue = HR_EPILOGUE_GATED_RESIDUAL,
+                                .gate = bias,
+                                .gate_split = 1,
+                                .out = y,
+                                .out_dtype = HR_DTYPE_F32,
+                                .out_stride = 2};
+    hr_linear_ref(&p);
+    assert_true(y[0] == 10.0f + 0.5f * 11.5f && y[1] == 20.0f - 2.0f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_open_errors),   cmocka_unit_test(test_open_auto),
+        cmocka_unit_test(test_arena),         cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_pool),          cmocka_unit_test(test_reference),
+        cmocka_unit_test(test_scratch_bytes),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_rows.c -- the operations that work row by row, of every instruction set, against their
+ * specification; and all values of the small dtypes. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "gpu/kernels.h"
+#include "tests/gpu/check.h"
+
+/* Calls fn for each instruction set; products of bf16 have no part here. */
+static void for_each_isa(void (*fn)(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                                    struct check_rng *rng))
+{
+    struct check_rng rng = check_seed();
+    struct check_device device;
+
+    for (size_t i = 0; check_device_get(&device, i); i++) {
+        const enum hr_dtype act = device.bf16 ? HR_DTYPE_BF16 : HR_DTYPE_F32;
+        struct hr_gpu *gpu = check_device_open(&device, act, 2);
+
+        fn(gpu, device.isa, act, &rng);
+        hr_gpu_close(&gpu);
+    }
+}
+
+static void check_rows(const char *what, const char *isa, const void *got, const void *want,
+                       enum hr_dtype dtype, size_t n_rows, size_t width, double tol)
+{
+    char text[128];
+
+    snprintf(text, sizeof(text), "%s [%zu,%zu] %s (%s)", what, n_rows, width, hr_dtype_name(dtype),
+             isa);
+    check_close(text,
+                &(struct check_matrix){.got = got,
+                                       .want = want,
+                                       .dtype = dtype,
+                                       .n_rows = n_rows,
+                                       .width = width,
+                                       .stride = width},
+                tol);
+}
+
+/* Around vectors, unrolled steps, blocks of sums, and the real width. */
+static const size_t widths[] = {1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 513, 1025, 3072, 3073};
+
+/* ---- layer norm --------------------------------------------------------------------- */
+
+static void check_layernorm(struct hr_gpu *gpu, const char *isa, struct check_rng *rng,
+                            enum hr_dtype out_dtype, size_t n_tokens, size_t width, float offset)
+{
+    const size_t n = n_tokens * width, stride = width + check_pick(rng, 3);
+    const size_t n_bytes = n * check_dtype_bytes(out_dtype);
+    float *x = check_alloc(n * sizeof(float), 4);
+    float *shift = check_alloc((stride + width) * sizeof(float), 4);
+    float *scale = check_alloc((stride + width) * sizeof(float), 4);
+    void *got = check_alloc(n_bytes, check_dtype_bytes(out_dtype)), *want = check_alloc(n_bytes, 0);
+    struct hr_layernorm_modulate p = {.x = x,
+                                      .out = want,
+                                      .out_dtype = out_dtype,
+                                      .shift = shift,
+                                      .scale = scale,
+                                      .split = check_pick(rng, n_tokens + 2),
+                                      .stride = stride,
+                                      .n_tokens = n_tokens,
+                                      .width = width};
+
+    check_fill_f32(rng, x, n, offset - 1.0f, offset + 1.0f);
+    check_fill_f32(rng, shift, stride + width, -1.0f, 1.0f);
+    check_fill_f32(rng, scale, stride + width, -0.5f, 0.5f);
+    hr_layernorm_modulate_ref(&p);
+    p.out = got;
+    assert_int_equal(hr_gpu_layernorm_modulate(gpu, &p), 0);
+    check_rows("layernorm_modulate", isa, got, want, out_dtype, n_tokens, width, 2e-6);
+    check_free(x);
+    check_free(shift);
+    check_free(scale);
+    check_free(got);
+    check_free(want);
+}
+
+static void layernorm_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                          struct check_rng *rng)
+{
+    for (size_t i = 0; i < HR_ARRAY_SIZE(widths); i++) {
+        const size_t n_tokens = 1 + check_pick(rng, 9);
+
+        check_layernorm(gpu, isa, rng, act, n_tokens, widths[i], 0.0f);
+        check_layernorm(gpu, isa, rng, HR_DTYPE_F32, n_tokens, widths[i], 0.0f);
+        if (widths[i] >= 15) /* the mean is ten standard deviations away from 0 */
+            check_layernorm(gpu, isa, rng, HR_DTYPE_F32, n_tokens, widths[i], 5.8f);
+    }
+}
+
+static void test_layernorm_modulate(void **state)
+{
+    (void) state;
+    for_each_isa(layernorm_isa);
+}
+
+/* ---- RMS norm, with and without rotary embedding ------------------------------------ */
+
+static void rmsnorm_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                        struct check_rng *rng)
+{
+    (void) act;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(widths); i++) {
+        const size_t n_tokens = 1 + check_pick(rng, 9), n = n_tokens * widths[i];
+        const float range = i % 2 ? 30.0f : 1.0f;
+        float *x = check_alloc(n * sizeof(float), 4), *got = check_alloc(n * sizeof(float), 4);
+        float *gain = check_alloc(widths[i] * sizeof(float), 4);
+        float *want = check_alloc(n * sizeof(float), 4);
+
+        check_fill_f32(rng, x, n, -range, range);
+        check_fill_f32(rng, gain, widths[i], 0.5f, 1.5f);
+        hr_rmsnorm_ref(want, x, gain, n_tokens, widths[i]);
+        assert_int_equal(hr_gpu_rmsnorm(gpu, got, x, gain, n_tokens, widths[i]), 0);
+        check_rows("rmsnorm", isa, got, want, HR_DTYPE_F32, n_tokens, widths[i], 1e-6);
+        assert_int_equal(hr_gpu_rmsnorm(gpu, x, x, gain, n_tokens, widths[i]), 0);
+        assert_memory_equal(x, got, n * sizeof(float)); /* in place */
+        check_free(x);
+        check_free(got);
+        check_free(gain);
+        check_free(want);
+    }
+}
+
+static void test_rmsnorm(void **state)
+{
+    (void) state;
+    for_each_isa(rmsnorm_isa);
+}
+
+static void check_rope(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                       struct check_rng *rng, size_t n_tokens, size_t n_heads)
+{
+    const size_t width = n_heads * HR_HEAD_DIM, n = n_tokens * width;
+    const size_t n_bytes = n * check_dtype_bytes(act);
+    float *x = check_alloc(n * sizeof(float), 4);
+    float *gain = check_alloc(HR_HEAD_DIM * sizeof(float), 4);
+    float *cos_sin = check_alloc(n_tokens * HR_HEAD_DIM * sizeof(float), 4);
+    void *got = check_alloc(n_bytes, check_dtype_bytes(act)), *want = check_alloc(n_bytes, 0);
+    struct hr_qk_norm_rope p = {.out = want,
+                                .x = x,
+                                .gain = gain,
+                                .cos_sin = cos_sin,
+                                .n_tokens = n_tokens,
+                                .n_heads = n_heads};
+
+    check_fill_f32(rng, x, n, -3.0f, 3.0f);
+    check_fill_f32(rng, gain, HR_HEAD_DIM, 0.5f, 1.5f);
+    for (size_t i = 0; i < n_tokens * HR_HEAD_DIM; i += 2) {
+        const float angle = check_float(rng, -50.0f, 50.0f);
+
+        cos_sin[i] = cosf(angle);
+        cos_sin[i + 1] = sinf(angle);
+    }
+    hr_qk_norm_rope_ref(&p, act);
+    p.out = got;
+    assert_int_equal(hr_gpu_qk_norm_rope(gpu, &p), 0);
+    check_rows("qk_norm_rope", isa, got, want, act, n_tokens, width, 1e-6);
+    check_free(x);
+    check_free(gain);
+    check_free(cos_sin);
+    check_free(got);
+    check_free(want);
+}
+
+static void rope_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, struct check_rng *rng)
+{
+    check_rope(gpu, isa, act, rng, 1, 1);
+    check_rope(gpu, isa, act, rng, 7, 3);
+    check_rope(gpu, isa, act, rng, 65, 24);
+}
+
+static void test_qk_norm_rope(void **state)
+{
+    (void) state;
+    for_each_isa(rope_isa);
+}
+
+/* ---- SiLU and the activations of epilogues: relative error -------------------------- */
+
+/* A linear layer of one input that is 1 makes out[n] = activation(w[n]). */
+static void activation_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                           struct check_rng *rng)
+{
+    enum { N = 20001 };
+    float *w = check_alloc(N * sizeof(float), 4), *got = check_alloc(N * sizeof(float), 4);
+    float *want = check_alloc(N * sizeof(float), 4);
+    const float one = 1.0f;
+
+    (void) act;
+    for (size_t i = 0; i < N; i++) /* most within what an exp can tell apart, some far outside */
+        w[i] = i % 100 ? check_float(rng, -10.0f, 10.0f) : check_float(rng, -2000.0f, 2000.0f);
+    w[0] = 0.0f;
+    for (int kind = HR_EPILOGUE_GELU_TANH; kind <= HR_EPILOGUE_SILU; kind++) {
+        struct hr_linear p = {.x = &one,
+                              .x_dtype = HR_DTYPE_F32,
+                              .x_stride = 1,
+                              .w = w,
+                              .w_dtype = HR_DTYPE_F32,
+                              .n_tokens = 1,
+                              .n_in = 1,
+                              .n_out = N,
+                              .epilogue = (enum hr_epilogue) kind,
+                              .out = want,
+                              .out_dtype = HR_DTYPE_F32,
+                              .out_stride = N};
+
+        hr_linear_ref(&p);
+        p.out = got;
+        assert_int_equal(hr_gpu_linear(gpu, &p), 0);
+        for (size_t i = 0; i < N; i++) {
+            /* Tiny results: there the reference's 1 + tanh has no digits left. The argument of exp
+             * carries the rounding of z = 1.6 y .., up to |z| 2^-24. */
+            const float tol = 3e-7f * (1.0f + fminf(fabsf(w[i]), 10.0f)) * fabsf(want[i]) + 1e-14f;
+
+            if (!(fabsf(got[i] - want[i]) <= tol))
+                fail_msg("%s: activation %d of %.9g is %.9g, not %.9g", isa, kind, (double) w[i],
+                         (double) got[i], (double) want[i]);
+        }
+    }
+    check_free(w);
+    check_free(got);
+    check_free(want);
+}
+
+static void test_activations(void **state)
+{
+    (void) state;
+    for_each_isa(activation_isa);
+}
+
+static void silu_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, struct check_rng *rng)
+{
+    (void) act;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(widths); i++) {
+        const size_t n = widths[i] * 7;
+        float *x = check_alloc(n * sizeof(float), 4), *got = check_alloc(n * sizeof(float), 4);
+        float *want = check_alloc(n * sizeof(float), 4);
+
+        check_fill_f32(rng, x, n, -20.0f, 20.0f);
+        hr_silu_ref(want, x, n);
+        assert_int_equal(hr_gpu_silu(gpu, got, x, n), 0);
+        check_rows("silu", isa, got, want, HR_DTYPE_F32, 1, n, 3e-7);
+        assert_int_equal(hr_gpu_silu(gpu, x, x, n), 0);
+        assert_memory_equal(x, got, n * sizeof(float)); /* in place */
+        check_free(x);
+        check_free(got);
+        check_free(want);
+    }
+}
+
+static void test_silu(void **state)
+{
+    (void) state;
+    for_each_isa(silu_isa);
+}
+
+/* ---- conversions -------------------------------------------------------------------- */
+
+static bool same_f32(float a, float b)
+{
+    return memcmp(&a, &b, sizeof(a)) == 0 || (isnan(a) && isnan(b));
+}
+
+static bool same_bf16(uint16_t a, uint16_t b)
+{
+    return a == b || ((a & 0x7fff) > 0x7f80 && (b & 0x7fff) > 0x7f80);
+}
+
+/* All 65536 patterns of two bytes, at an odd address: all values of the small dtypes. */
+static void convert_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                        struct check_rng *rng)
+{
+    static const enum hr_dtype dtypes[] = {HR_DTYPE_F16, HR_DTYPE_BF16, HR_DTYPE_F8_E4M3,
+                                           HR_DTYPE_F8_E5M2};
+    enum { N = 65536 };
+    unsigned char *src = check_alloc(N * 2, 1);
+    float *got = check_alloc(N * sizeof(float), 4), *want = check_alloc(N * sizeof(float), 4);
+
+    (void) act;
+    (void) rng;
+    for (uint32_t i = 0; i < N; i++)
+        memcpy(src + i * 2, &i, 2);
+    for (size_t d = 0; d < HR_ARRAY_SIZE(dtypes); d++) {
+        hr_to_f32_ref(want, src, dtypes[d], N);
+        assert_int_equal(hr_gpu_to_f32(gpu, got, src, dtypes[d], N), 0);
+        for (size_t i = 0; i < N; i++)
+            if (!same_f32(got[i], want[i]))
+                fail_msg("%s: %s element %zu is %a, not %a", isa, hr_dtype_name(dtypes[d]), i,
+                         (double) got[i], (double) want[i]);
+    }
+    check_free(src);
+    check_free(got);
+    check_free(want);
+}
+
+/* Ties, carries into the exponent, overflow, subnormals, infinities and NaN; then anything. */
+static void bf16_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, struct check_rng *rng)
+{
+    static const uint32_t upper[] = {0x0000, 0x0001, 0x007f, 0x0080, 0x3f80, 0x3f81,
+                                     0x3fff, 0x7f7f, 0x7f80, 0x7f81, 0x7fff};
+    static const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    enum { N = 4099 };
+    const struct hr_kernels *kernels = hr_kernels_find(isa);
+    uint32_t *src = check_alloc(N * 4, 4);
+    uint16_t *got = check_alloc(N * 2, 2), *want = check_alloc(N * 2, 2);
+    size_t n = 0;
+
+    (void) gpu;
+    (void) act;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(upper); i++)
+        for (size_t j = 0; j < 2 * HR_ARRAY_SIZE(lower); j++)
+            src[n++] = (j % 2 ? 0x80000000 : 0) | upper[i] << 16 | lower[j / 2];
+    while (n < N)
+        src[n++] = (uint32_t) check_next(rng);
+    hr_to_bf16_ref(want, src, HR_DTYPE_F32, N);
+    kernels->to_bf16(got, src, HR_DTYPE_F32, N);
+    for (size_t i = 0; i < N; i++)
+        if (!same_bf16(got[i], want[i]))
+            fail_msg("%s: %08x rounds to %04x, not %04x", isa, src[i], got[i], want[i]);
+    check_free(src);
+    check_free(got);
+    check_free(want);
+}
+
+static void test_to_f32(void **state)
+{
+    (void) state;
+    for_each_isa(convert_isa);
+}
+
+static void test_to_bf16(void **state)
+{
+    (void) state;
+    for_each_isa(bf16_isa);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_layernorm_modulate),
+        cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_qk_norm_rope),
+        cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_silu),
+        cmocka_unit_test(test_to_f32),
+        cmocka_unit_test(test_to_bf16),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_faults.c -- every rule for a bad disk, one by one and together, through the backend "fault":
+ * what can be repaired arrives intact, what cannot is named exactly.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "config.h"
+#include "io_testing.h"
+
+enum { MIB = 1 << 20, KIB = 1 << 10 };
+
+static struct io_files disk;
+static const uint64_t sizes[] = {4 * MIB + 777, 2 * MIB};
+/* Adjacent, with a gap, and in another file; the block size is 256 KiB. */
+static const struct hr_read_range ranges[] = {{0, 1000, 300 * KIB}, {0, 1000 + 300 * KIB, 5},
+                                              {0, 340 * KIB, MIB},  {0, 2 * MIB, 777777},
+                                              {1, 1, 2 * MIB - 1},  {0, 4 * MIB - 10, 787}};
+enum { N_RANGES = HR_ARRAY_SIZE(ranges) };
+
+static int make_files(void **state)
+{
+    (void) state;
+    io_files_make(&disk, ".", sizes, HR_ARRAY_SIZE(sizes));
+    return 0;
+}
+
+static int remove_files(void **state)
+{
+    (void) state;
+    io_files_remove(&disk);
+    return 0;
+}
+
+static void describe(void *user, uint32_t range_idx, char *buf, size_t buf_bytes)
+{
+    (void) user;
+    snprintf(buf, buf_bytes, "tensor t%u", range_idx);
+}
+
+static struct hr_reader_params make_params(void)
+{
+    return (struct hr_reader_params){
+        .files = disk.files,
+        .n_files = disk.n,
+        .ring_bytes = 6 * MIB,
+        .block_bytes = 256 * KIB,
+        .depth = 6,
+        .io = "fault",
+        .describe = describe,
+    };
+}
+
+struct outcome {
+    int result;
+    uint64_t n_taken;
+    struct hr_stream_stats stats;
+    struct hr_error err;
+};
+
+static struct outcome run(const char *program, enum hr_direct direct, uint32_t n_passes)
+{
+    struct hr_reader_params params = make_params();
+    struct io_caller caller = {.hold_max = 1};
+    struct outcome out = {0};
+
+    params.direct = direct;
+    hr_io_fault_program(program);
+    out.result = io_stream_once(&params, ranges, N_RANGES, n_passes, &caller, &out.stats, &out.err);
+    hr_io_fault_program(NULL);
+    out.n_taken = caller.n_taken;
+    return out;
+}
+
+static void expect_repaired(const char *program, enum hr_direct direct, struct outcome *ret_out)
+{
+    struct outcome out = run(program, direct, 4);
+
+    if (out.result != 0)
+        print_error("%s: %s\n", program, out.err.message);
+    assert_int_equal(out.result, 0);
+    assert_int_equal(out.n_taken, 4 * N_RANGES);
+    if (ret_out)
+        *ret_out = out;
+}
+
+/* The outcome of `program`: ranges before n_taken, then `code` with both parts in its message. */
+static void expect_failure(const char *program, int code, uint64_t n_taken, const char *place,
+                           const char *words)
+{
+    const struct outcome out = run(program, HR_DIRECT_AUTO, 1);
+
+    if (out.result == 0 || !strstr(out.err.message, place) || !strstr(out.err.message, words))
+        print_error("%s: %s\n", program, out.err.message);
+    assert_int_equal(out.result, code);
+    assert_int_equal(out.n_taken, n_taken);
+    assert_non_null(strstr(out.err.message, place));
+    assert_non_null(strstr(out.err.message, words));
+}
+
+static void short_reads_are_continued(void **state)
+{
+    struct outcome out;
+
+    (void) state;
+    for (int direct = HR_DIRECT_AUTO; direct <= HR_DIRECT_OFF; direct += 2) {
+        expect_repaired("short=30,seed=3", direct, &out);
+        assert_true(out.stats.short_reads > 0);
+        expect_repaired("short=90,seed=4,reorder=1", direct, &out);
+    }
+}
+
+static void transient_errors_are_repeated(void **state)
+{
+    struct outcome out;
+
+    (void) state;
+    expect_repaired("eintr=30", HR_DIRECT_AUTO, &out);
+    assert_true(out.stats.retries > 0);
+    expect_repaired("eagain=30,delay=300,reorder=1", HR_DIRECT_AUTO, &out);
+    assert_true(out.stats.retries > 0);
+}
+
+static void want_of_memory_is_waited_out(void **state)
+{
+    (void) state;
+    expect_repaired("enomem=20", HR_DIRECT_AUTO, NULL);
+    expect_repaired("ebusy=20", HR_DIRECT_AUTO, NULL);
+    expect_repaired("nomem=20", HR_DIRECT_AUTO, NULL);
+}
+
+static void endless_refusals_end(void **state)
+{
+    (void) state;
+    expect_failure("eintr=100", -EINTR, 0, "file0: bytes 0 to 262143 (tensor t0)",
+                   "Interrupted system call");
+    expect_failure("nomem=100", -ENOMEM, 0, "file0: bytes 0 to 262143 (tensor t0)",
+                   "Cannot allocate memory");
+}
+
+static void all_faults_together(void **state)
+{
+    char program[128];
+
+    (void) state;
+    for (int seed = 1; seed <= 6; seed++) {
+        snprintf(program, sizeof(program),
+                 "seed=%d,short=20,eintr=5,eagain=5,nomem=1,enomem=5,ebusy=5,delay=200,reorder=1,"
+                 "eio=%d:3",
+                 seed, seed * 654321);
+        expect_repaired(program, seed % 2 ? HR_DIRECT_AUTO : HR_DIRECT_OFF, NULL);
+    }
+}
+
+/* One bad place, for good: found to the page, after all that comes before it. */
+static void bad_sector_is_found(void **state)
+{
+    (void) state;
+    expect_failure("eio=0", -EIO, 0, "file0: bytes 0 to 4095 (tensor t0)", "Input/output error");
+    /* t0 ends and t1 lies in this page. */
+    expect_failure("eio=308201", -EIO, 0, "file0: bytes 307200 to 311295 (tensor t0)",
+                   "Input/output error");
+    expect_failure("eio=350000", -EIO, 2, "file0: bytes 348160 to 352255 (tensor t2)",
+                   "Input/output error");
+    expect_failure("eio=600000,reorder=1,delay=500", -EIO, 2,
+                   "file0: bytes 598016 to 602111 (tensor t2)", "Input/output error");
+    expect_failure("eio=2000000,seed=9,short=20", -EIO, 4,
+                   "file1: bytes 1998848 to 2002943 (tensor t4)", "Input/output error");
+}
+
+static void bad_sector_that_recovers(void **state)
+{
+    struct outcome out;
+
+    (void) state;
+    expect_repaired("eio=600000:7", HR_DIRECT_AUTO, &out);
+    assert_int_equal(out.stats.retries, 7);
+}
+
+static void failure_is_repeated(void **state)
+{
+    struct hr_reader_params params = make_params();
+    struct io_caller caller = {0};
+    struct hr_reader *reader = NULL;
+    struct hr_slice slice;
+    struct hr_error err = {0};
+
+    (void) state;
+    hr_io_fault_program("eio=700000");
+    assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, ranges, N_RANGES, 0, NULL), 0);
+    assert_int_equal(io_caller_run(&caller, reader, ranges, N_RANGES, NULL), -EIO);
+    for (int i = 0; i < 3; i++) {
+        hr_error_clear(&err);
+        assert_int_equal(hr_reader_next(reader, &slice, &err), -EIO);
+        assert_non_null(strstr(err.message, "tensor t2"));
+    }
+    hr_reader_destroy(&reader);
+    hr_io_fault_program(NULL);
+}
+
+static void end_of_file_is_no_short_read(void **state)
+{
+    (void) state;
+    expect_failure("eof=1000000", -EIO, 2, "(tensor t2): the file shrank: it ends at byte ",
+                   "1000000 of 4195081");
+    expect_failure("eof=983040", -EIO, 2, "(tensor t2)", "it ends at byte 983040 of 4195081");
+    expect_failure("eof=0", -EIO, 0, "(tensor t0)", "it ends at byte 0 of 4195081");
+}
+
+static void lost_direct_falls_back(void **state)
+{
+    struct outcome out;
+
+    (void) state;
+    out = run("seed=1", HR_DIRECT_ON, 1);
+    if (out.result == -EOPNOTSUPP)
+        skip(); /* no direct reads in this folder at all */
+    io_log_capture(HR_LOG_WARN);
+    expect_repaired("einval=1,reorder=1,delay=100", HR_DIRECT_AUTO, &out);
+    assert_int_equal(io_log_count("file0: a direct read was refused"), 1);
+    assert_int_equal(io_log_count("file1: a direct read was refused"), 1);
+    assert_int_equal(io_log_count(""), 2);
+    assert_false(out.stats.direct);
+    if (HAVE_LIBURING)
+        expect_repaired("einval=1,inner=io_uring,short=10", HR_DIRECT_AUTO, &out);
+    io_log_release();
+    out = run("einval=1", HR_DIRECT_ON, 1);
+    assert_int_equal(out.result, -EOPNOTSUPP);
+    assert_non_null(strstr(out.err.message, "file0: bytes 0 to 262143 (tensor t0): Invalid"));
+}
+
+/* No injection: the file really gets shorter under the reader. */
+static void shrinking_file_is_named(void **state)
+{
+    static const char *const backends[] = {"pread", "io_uring"};
+    const uint64_t size = 3 * MIB;
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(backends); i++) {
+        const struct hr_read_range all[] = {{0, 0, MIB}, {0, MIB, MIB}, {0, 2 * MIB, MIB}};
+        struct hr_reader_params params = make_params();
+        struct io_caller caller = {0};
+        struct hr_error err = {0};
+        struct io_files file;
+
+        params.io = backends[i];
+        io_files_make(&file, ".", &size, 1);
+        params.files = file.files;
+        params.n_files = 1;
+        assert_int_equal(truncate(file.paths[0], 2 * MIB + 5000), 0);
+        const int r = io_stream_once(&params, all, 3, 1, &caller, NULL, &err);
+        io_files_remove(&file);
+        if (strstr(err.message, "does not work here"))
+            continue;
+        assert_int_equal(r, -EIO);
+        assert_int_equal(caller.n_taken, 2);
+        assert_non_null(strstr(err.message,
+                               "(tensor t2): the file shrank: it ends at byte 2102152 of 3145728"));
+    }
+}
+
+static void bad_programs_are_refused(void **state)
+{
+    static const char *const programs[] = {"short",     "short=x", "nonsense=1", "inner=fault",
+                                           "inner=abc", "eio=",    "=1"};
+    struct hr_reader_params params = make_params();
+    struct hr_reader *reader = NULL;
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(programs); i++) {
+        hr_io_fault_program(programs[i]);
+        assert_int_equal(hr_reader_create(&reader, &params, NULL), -EINVAL);
+    }
+    hr_io_fault_program(NULL);
+    setenv("HEADRACE_FAULTS", "seed=5,bogus=1", 1);
+    assert_int_equal(hr_reader_create(&reader, &params, NULL), -EINVAL);
+    unsetenv("HEADRACE_FAULTS");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(short_reads_are_continued),
+        cmocka_unit_test(transient_errors_are_repeated),
+        cmocka_unit_test(want_of_memory_is_waited_out),
+        cmocka_unit_test(endless_refusals_end),
+        cmocka_unit_test(all_faults_together),
+        cmocka_unit_test(bad_sector_is_found),
+        cmocka_unit_test(bad_sector_that_recovers),
+        cmocka_unit_test(failure_is_repeated),
+        cmocka_unit_test(end_of_file_is_no_short_read),
+        cmocka_unit_test(lost_direct_falls_back),
+        cmocka_unit_test(shrinking_file_is_named),
+        cmocka_unit_test(bad_programs_are_refused),
+    };
+
+    return cmocka_run_group_tests_name("io faults", tests, make_files, remove_files);
+}
