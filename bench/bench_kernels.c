@@ -2,14 +2,17 @@
 /* bench_kernels.c -- how fast a device computes the operations of the 20B model.
  *
  * One line of JSON for each: the best and the median of some runs, GFLOP/s where products are what
- * counts, GB/s of weights or activations moved. Weights are cold: each run takes the next of
- * several copies, more memory than any cache. Usage: bench_kernels [WORD...] runs the lines whose
- * names contain a word; HEADRACE_BENCH_THREADS, HEADRACE_CPU and HEADRACE_CPU_BF16 apply.
+ * counts, GB/s of weights or activations moved, both of the median; and the CPU time of all threads
+ * in a run, which tells on a busy machine what an idle one would do. Weights are cold: each run
+ * takes the next of several copies, more memory than any cache. Usage: bench_kernels [WORD...] runs
+ * the lines whose names contain a word; HEADRACE_BENCH_THREADS, HEADRACE_CPU and HEADRACE_CPU_BF16
+ * apply.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "gpu/gpu.h"
 
@@ -46,6 +49,14 @@ static bool is_wanted(const struct bench *b, const char *name)
     return b->n_words == 0;
 }
 
+static uint64_t cpu_now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+    return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
+}
+
 static void measure(const struct bench *b, const char *name, run_fn *run, const void *op,
                     double flop, double bytes)
 {
@@ -56,6 +67,7 @@ static void measure(const struct bench *b, const char *name, run_fn *run, const 
     if (!is_wanted(b, name))
         return;
     run(b, op, 0);
+    const uint64_t cpu_ns = cpu_now_ns();
     while (n < 3 || (n < RUNS_MAX && (double) total_ns < SECONDS * 1e9)) {
         const uint64_t start_ns = hr_now_ns();
 
@@ -63,11 +75,12 @@ static void measure(const struct bench *b, const char *name, run_fn *run, const 
         ns[n] = hr_now_ns() - start_ns;
         total_ns += ns[n++];
     }
+    const double cpu_ms = (double) (cpu_now_ns() - cpu_ns) * 1e-6 / (double) n;
     qsort(ns, n, sizeof(ns[0]), compare_u64);
     printf("{\"name\": \"%s\", \"runs\": %zu, \"best_ms\": %.3f, \"median_ms\": %.3f, "
-           "\"gflops\": %.1f, \"gbps\": %.2f}\n",
-           name, n, (double) ns[0] * 1e-6, (double) ns[n / 2] * 1e-6, flop / (double) ns[n / 2],
-           bytes / (double) ns[n / 2]);
+           "\"cpu_ms\": %.3f, \"gflops\": %.1f, \"gbps\": %.2f}\n",
+           name, n, (double) ns[0] * 1e-6, (double) ns[n / 2] * 1e-6, cpu_ms,
+           flop / (double) ns[n / 2], bytes / (double) ns[n / 2]);
     fflush(stdout);
 }
 

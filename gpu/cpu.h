@@ -54,12 +54,13 @@ static inline void hr_cpu_fail(struct hr_cpu_result *result, int rc)
         atomic_compare_exchange_strong(&result->rc, &expected, rc);
 }
 
-/* `n` in equal tiles of at most `max`: the size of all but the last, which may be smaller. */
+/* `n` in about equal tiles of at most `max`, a multiple of 16 where there are several: the matrix
+ * library is slower at others. The size of all but the last, which may be smaller. */
 static inline size_t hr_cpu_tile(size_t n, size_t max)
 {
     const size_t n_tiles = (size_t) hr_div_ceil(n, max);
 
-    return (size_t) hr_div_ceil(n, n_tiles);
+    return n_tiles == 1 ? n : (size_t) hr_align_up(hr_div_ceil(n, n_tiles), 16);
 }
 
 int hr_cpu_linear(struct hr_gpu *gpu, const struct hr_linear *p);

@@ -12,7 +12,7 @@
  *   linear                4e-7 (4 + sqrt(n_in)) where |x|, |w| <= 1: the growth of f32 sums
  *   layernorm_modulate    2e-6 while |mean| <= 10 standard deviations
  *   rmsnorm, qk_norm_rope 1e-6
- *   silu, gelu, exp       3e-7 relative
+ *   exp                   2e-7 relative; SiLU and GELU 3e-7 (1 + |z|), z the argument of exp
  *   attention             2e-6 max |q| max |k| with act F32, 2^-8 with act BF16, |v| <= 1
  *   conversions           exact, or rounded to nearest even
  */
@@ -36,7 +36,7 @@ struct hr_dot {
     bool accumulate;
 };
 
-enum { HR_DOT_TOKENS_MAX = 8 };
+enum { HR_DOT_TOKENS_MAX = 6 };
 
 /* One step of the online softmax over a tile of keys, for the rows of a tile of queries:
  *   m' = max(m, max_j s[j]);  a = exp(scale (m - m'));  p[j] = exp(scale (s[j] - m'))

@@ -151,7 +151,7 @@ HR_INLINE void dot_block(const struct hr_dot *p, size_t row, enum dot_kind kind,
 /* As many rows at once as keep all sums in registers. */
 HR_INLINE void dot_tokens(const struct hr_dot *p, enum dot_kind kind, size_t n_tokens)
 {
-    const size_t rows_wide = n_tokens <= 5 ? 4 : 2, rows_narrow = n_tokens <= 4 ? 2 : 1;
+    const size_t rows_wide = n_tokens <= 5 ? 4 : 3, rows_narrow = n_tokens <= 4 ? 2 : 1;
     const size_t n_rows = LANES == 16 ? rows_wide : rows_narrow;
     size_t row = 0;
 
@@ -178,12 +178,6 @@ HR_INLINE void dot_kind(const struct hr_dot *p, enum dot_kind kind)
         break;
     case 5:
         dot_tokens(p, kind, 5);
-        break;
-    case 6:
-        dot_tokens(p, kind, 6);
-        break;
-    case 7:
-        dot_tokens(p, kind, 7);
         break;
     default:
         hr_assert(p->n_tokens == HR_DOT_TOKENS_MAX);
@@ -402,6 +396,14 @@ HR_INLINE float row_max(const float *s, size_t n)
     return all > tail ? all : tail;
 }
 
+HR_INLINE void store_probability(void *p, enum hr_dtype dtype, size_t i, size_t n, vf v)
+{
+    if (dtype == HR_DTYPE_F32)
+        store_f32((float *) p + i, n, v);
+    else
+        store_u16((uint16_t *) p + i, n, round_bf16(v));
+}
+
 /* p = exp(scale (s - max)); returns the sum. */
 HR_INLINE float row_exp(void *p, enum hr_dtype dtype, const float *s, size_t n, float max)
 {
@@ -413,14 +415,14 @@ HR_INLINE float row_exp(void *p, enum hr_dtype dtype, const float *s, size_t n, 
         const vf e = vexp((load_f32(s + i, LANES) - max) * HR_SOFTMAX_SCALE);
 
         sum += e;
-        store_act(p, dtype, i, LANES, e);
+        store_probability(p, dtype, i, LANES, e);
     }
     if (i < n) {
         const vf e = vexp((load_f32(s + i, n - i) - max) * HR_SOFTMAX_SCALE);
 
         for (size_t j = 0; j < n - i; j++)
             tail += e[j];
-        store_act(p, dtype, i, n - i, e);
+        store_probability(p, dtype, i, n - i, e);
     }
     return vsum(sum) + tail;
 }

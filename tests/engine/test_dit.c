@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_dit.c -- the DiT as an object: what it refuses, its budget, several forwards, its parts. */
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/dit.h"
+#include "tests/engine/model_fixture.h"
+
+enum { H = 6, W = 10, N_TEXT = 4, JOINT = 96, N_VELOCITY = 16 * H * W };
+
+static struct model_fixture model;
+
+static int open_model(void **state)
+{
+    (void) state;
+    model_fixture_open(&model,
+                       &(struct hr_synth_params){.n_layers = 3, .n_heads = 2, .joint_dim = JOINT});
+    model_fixture_inputs(&model, H, W, N_TEXT, JOINT);
+    return 0;
+}
+
+static int close_model(void **state)
+{
+    (void) state;
+    model_fixture_close(&model);
+    return 0;
+}
+
+static struct hr_dit *open_dit(const struct hr_dit_params *params)
+{
+    struct hr_dit *dit = NULL;
+    struct hr_error err = {0};
+
+    if (hr_dit_open(&dit, model.checkpoint, params, &model.inputs, &err) < 0)
+        fail_msg("%s", err.message);
+    return dit;
+}
+
+static void expect_open_fails(const struct hr_dit_params *params,
+                              const struct hr_dit_inputs *inputs, int code, const char *word)
+{
+    struct hr_dit *dit = NULL;
+    struct hr_error err = {0};
+
+    assert_int_equal(hr_dit_open(&dit, model.checkpoint, params, inputs, &err), code);
+    assert_null(dit);
+    if (!strstr(err.message, word))
+        fail_msg("\"%s\" does not say \"%s\"", err.message, word);
+}
+
+static void test_params(void **state)
+{
+    (void) state;
+    expect_open_fails(&(struct hr_dit_params){.precision = 7}, &model.inputs, -EINVAL, "precision");
+    expect_open_fails(&(struct hr_dit_params){.activation = 7}, &model.inputs, -EINVAL,
+                      "activation");
+    expect_open_fails(&(struct hr_dit_params){.n_layers = 4}, &model.inputs, -EINVAL, "3 blocks");
+    expect_open_fails(&(struct hr_dit_params){.device = "abacus"}, &model.inputs, -ENODEV,
+                      "abacus");
+    expect_open_fails(&(struct hr_dit_params){.ram_bytes = 1 << 20}, &model.inputs, -ENOMEM,
+                      "1 MiB");
+}
+
+static void test_inputs(void **state)
+{
+    struct hr_dit_inputs in = model.inputs;
+    const uint8_t nothing[N_TEXT] = {0};
+
+    (void) state;
+    in.n_images = in.n_targets = 0;
+    expect_open_fails(NULL, &in, -EINVAL, "0 images");
+    in = model.inputs;
+    in.n_images = HR_IMAGES_MAX + 1;
+    expect_open_fails(NULL, &in, -EINVAL, "33 images");
+    in = model.inputs;
+    in.images[0].h = 7;
+    expect_open_fails(NULL, &in, -EINVAL, "7 x 10");
+    in.images[0].h = 1026;
+    expect_open_fails(NULL, &in, -EINVAL, "1026");
+    in = model.inputs;
+    in.n_text = 0;
+    expect_open_fails(NULL, &in, -EINVAL, "0 tokens");
+    in = model.inputs;
+    in.prompt_mask = nothing;
+    expect_open_fails(NULL, &in, -EINVAL, "no token");
+    in = model.inputs;
+    in.images[1] = in.images[0];
+    in.n_images = in.n_targets = 2;
+    expect_open_fails(NULL, &in, -EINVAL, "layered");
+}
+
+static void test_forwards(void **state)
+{
+    float first[N_VELOCITY], again[N_VELOCITY], other[N_VELOCITY];
+    struct hr_dit *dit = open_dit(&(struct hr_dit_params){.n_forwards = 3});
+    struct hr_dit_inputs in = model.inputs;
+    struct hr_dit_stats stats;
+    struct hr_error err = {0};
+
+    (void) state;
+    assert_int_equal(hr_dit_forward(dit, &in, first, &err), 0);
+    /* Refused inputs change nothing and take no turn. */
+    in.timestep = NAN;
+    assert_int_equal(hr_dit_forward(dit, &in, again, &err), -EINVAL);
+    assert_non_null(strstr(err.message, "timestep"));
+    hr_error_clear(&err);
+    in = model.inputs;
+    in.images[0].w = 8;
+    assert_int_equal(hr_dit_forward(dit, &in, again, &err), -EINVAL);
+    assert_non_null(strstr(err.message, "differ in size"));
+    hr_error_clear(&err);
+
+    in = model.inputs;
+    in.timestep = 20.0f;
+    assert_int_equal(hr_dit_forward(dit, &in, other, &err), 0);
+    assert_memory_not_equal(first, other, sizeof(first));
+    in.timestep = 750.0f;
+    assert_int_equal(hr_dit_forward(dit, &in, again, &err), 0);
+    assert_memory_equal(first, again, sizeof(first));
+    assert_int_equal(hr_dit_forward(dit, &in, again, &err), -ENODATA);
+
+    hr_dit_get_stats(dit, &stats);
+    assert_int_equal(stats.n_blocks, 3);
+    assert_int_equal(stats.stream.bytes_used, 3 * stats.bytes_used);
+    assert_true(stats.blocks[0].bytes > stats.blocks[2].bytes); /* the last has no text half */
+    assert_true(stats.wall_ns >= stats.stall_disk_ns);
+    assert_non_null(strstr(stats.device_name, "cpu"));
+    hr_dit_close(&dit);
+    hr_dit_close(&dit);
+}
+
+static void test_failed_stays_failed(void **state)
+{
+    float velocity[N_VELOCITY];
+    struct hr_error err = {0};
+
+    (void) state;
+    setenv("HEADRACE_FAULTS", "eio=1000000", 1);
+    struct hr_dit *dit =
+        open_dit(&(struct hr_dit_params){.stream = {.io = "fault", .block_bytes = 64 << 10}});
+
+    assert_int_equal(hr_dit_forward(dit, &model.inputs, velocity, &err), -EIO);
+    assert_non_null(strstr(err.message, "tensor"));
+    hr_error_clear(&err);
+    assert_int_equal(hr_dit_forward(dit, &model.inputs, velocity, &err), -EIO);
+    assert_non_null(strstr(err.message, "earlier forward failed"));
+    hr_dit_close(&dit);
+    unsetenv("HEADRACE_FAULTS");
+}
+
+static void *interrupt_soon(void *arg)
+{
+    usleep(50000);
+    hr_dit_interrupt(arg);
+    return NULL;
+}
+
+static void test_interrupt(void **state)
+{
+    float velocity[N_VELOCITY];
+    struct hr_error err = {0};
+    pthread_t thread;
+    int r = 0;
+
+    (void) state;
+    struct hr_dit *dit = open_dit(&(struct hr_dit_params){.n_forwards = 1000000});
+
+    assert_int_equal(pthread_create(&thread, NULL, interrupt_soon, dit), 0);
+    while (r == 0)
+        r = hr_dit_forward(dit, &model.inputs, velocity, &err);
+    assert_int_equal(r, -ECANCELED);
+    assert_non_null(strstr(err.message, "interrupted"));
+    pthread_join(thread, NULL);
+    hr_dit_close(&dit);
+}
+
+/* What the reports of peak memory rest on: the budget is kept, and nothing grows from pass to pass.
+ */
+static void test_memory_is_flat(void **state)
+{
+    float velocity[N_VELOCITY];
+    struct hr_error err = {0};
+    uint64_t after_first = 0;
+
+    (void) state;
+    struct hr_dit *dit = open_dit(&(struct hr_dit_params){.n_forwards = 200});
+
+    for (unsigned i = 0; i < 200; i++) {
+        assert_int_equal(hr_dit_forward(dit, &model.inputs, velocity, &err), 0);
+        if (i == 4)
+            after_first = hr_memory_now().resident_bytes;
+    }
+    assert_true(hr_memory_now().resident_bytes <= after_first + (1 << 20));
+    hr_dit_close(&dit);
+}
+
+static void test_names(void **state)
+{
+    const char **names = NULL;
+    struct hr_error err = {0};
+    uint32_t n = 0;
+
+    (void) state;
+    assert_int_equal(hr_dit_names(model.checkpoint, 0, &names, &n, &err), 0);
+    assert_int_equal(n, 13 + 3 * 32 - 9); /* less the last block's text half */
+    for (uint32_t i = 0; i < n; i++)
+        assert_non_null(hr_checkpoint_find(model.checkpoint, names[i]));
+    free(names);
+    assert_int_equal(hr_dit_names(model.checkpoint, 9, &names, &n, &err), -EINVAL);
+}
+
+/* ---- parts ------------------------------------------------------------------------------------
+ */
+
+static void test_timestep(void **state)
+{
+    (void) state;
+    assert_true(hr_dit_tau(750.0f, false) == 0.75f);
+    assert_true(hr_dit_tau(833.33f, true) == 0.83203125f); /* 832, then its thousandth, in bf16 */
+    assert_true(hr_dit_tau(766.709351f, true) == 0.76953125f);
+    assert_true(hr_dit_tau(19.999981f, true) == 0.02001953125f);
+
+    float u[HR_DIT_SINUSOID_DIM];
+
+    hr_dit_sinusoid(u, 0.0f);
+    for (unsigned k = 0; k < HR_DIT_SINUSOID_DIM; k++)
+        assert_true(u[k] == (k < HR_DIT_SINUSOID_DIM / 2 ? 1.0f : 0.0f));
+}
+
+static void test_pack_unpack(void **state)
+{
+    float latent[N_VELOCITY], tokens[N_VELOCITY], back[N_VELOCITY];
+
+    (void) state;
+    for (unsigned i = 0; i < N_VELOCITY; i++)
+        latent[i] = (float) i;
+    hr_dit_pack(tokens, &(struct hr_latent){latent, H, W});
+    /* token 7 = (Y 1, X 2), channel 3, py 1, px 0 */
+    assert_true(tokens[7 * 64 + 3 * 4 + 2] == latent[(3 * H + 3) * W + 4]);
+    hr_dit_unpack(back, tokens, H, W);
+    assert_memory_equal(latent, back, sizeof(latent));
+}
+
+/* Angle j of a token, from its cosine and sine. */
+static double angle(const float *cos_sin, size_t token, unsigned j)
+{
+    const float *c = cos_sin + (token * HR_DIT_ROPE_ANGLES + j) * 2;
+
+    return atan2(c[1], c[0]);
+}
+
+static void test_rope_positions(void **state)
+{
+    static float cos_sin[(2 + 15 + 6) * HR_DIT_ROPE_ANGLES * 2];
+    const uint32_t text_index[] = {0, 5}; /* a gap in the prompt keeps its positions */
+    struct hr_dit_geometry g = {
+        .n_images = 2,
+        .n_targets = 1,
+        .images = {{6, 10, 15}, {4, 6, 6}},
+        .n_img = 21,
+        .n_txt = 2,
+        .n_all = 23,
+    };
+
+    (void) state;
+    hr_dit_rope(cos_sin, &g, false, text_index);
+    /* text starts at max(3/2, 5/2) = 2; the first angle of each axis turns by the position itself
+     */
+    assert_true(fabs(angle(cos_sin, 0, 0) - 2.0) < 1e-6);
+    assert_true(fabs(angle(cos_sin, 1, 36) - (7.0 - 2 * M_PI)) < 1e-6);
+    /* image token 0 of 3 x 5 is (0, -2, -3), token 14 is (0, 0, 1) */
+    assert_true(fabs(angle(cos_sin, 2, 0)) < 1e-6);
+    assert_true(fabs(angle(cos_sin, 2, 8) + 2.0) < 1e-6);
+    assert_true(fabs(angle(cos_sin, 2, 36) + 3.0) < 1e-6);
+    assert_true(fabs(angle(cos_sin, 16, 8)) < 1e-6);
+    assert_true(fabs(angle(cos_sin, 16, 36) - 1.0) < 1e-6);
+    /* reference token 0 is (1, -1, -2); as a layered model's condition its frame is -1 */
+    assert_true(fabs(angle(cos_sin, 17, 0) - 1.0) < 1e-6);
+    assert_true(fabs(angle(cos_sin, 17, 8) + 1.0) < 1e-6);
+    hr_dit_rope(cos_sin, &g, true, text_index);
+    assert_true(fabs(angle(cos_sin, 17, 0) + 1.0) < 1e-6);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_params),      cmocka_unit_test(test_inputs),
+        cmocka_unit_test(test_forwards),    cmocka_unit_test(test_failed_stays_failed),
+        cmocka_unit_test(test_interrupt),   cmocka_unit_test(test_memory_is_flat),
+        cmocka_unit_test(test_names),       cmocka_unit_test(test_timestep),
+        cmocka_unit_test(test_pack_unpack), cmocka_unit_test(test_rope_positions),
+    };
+    return cmocka_run_group_tests(tests, open_model, close_model);
+}
