@@ -2,8 +2,8 @@
 /* cpu_gemm.c -- oneDNN's matmul behind cpu_gemm.h; C API of 2.x and 3.x.
  *
  * oneDNN reads weights where they lie: a matrix [n,k] is one of k x n with strides 1, k. Nothing
- * is repacked for keeping. Its scratchpad is ours ("user mode"), so it allocates nothing when it
- * runs.
+ * is repacked for keeping. Its scratchpad is ours ("user mode"), so of its own it allocates only
+ * the small objects that say where a run's arrays are.
  */
 #include "gpu/cpu_gemm.h"
 
@@ -14,12 +14,18 @@
 
 enum { OPS_MAX = 256 };
 
+#if DNNL_VERSION_MAJOR < 3
+typedef const dnnl_memory_desc_t *desc_t;
+#else
+typedef const_dnnl_memory_desc_t desc_t;
+#endif
+
 enum { ARG_A, ARG_B, ARG_C, ARG_SCRATCH, N_ARGS };
 
 struct hr_gemm_op {
     struct hr_gemm_shape shape;
     dnnl_primitive_t primitive;
-    dnnl_memory_t *memory; /* [n_threads][N_ARGS], their addresses set for each run */
+    desc_t desc[N_ARGS]; /* the primitive's */
 };
 
 struct hr_gemm {
@@ -140,17 +146,6 @@ static dnnl_status_t desc_create(dnnl_primitive_desc_t *pd, dnnl_engine_t engine
     return status;
 }
 
-static void op_uninit(struct hr_gemm_op *op, unsigned n_threads)
-{
-    for (size_t i = 0; op->memory && i < (size_t) n_threads * N_ARGS; i++)
-        if (op->memory[i])
-            dnnl_memory_destroy(op->memory[i]);
-    free(op->memory);
-    if (op->primitive)
-        dnnl_primitive_destroy(op->primitive);
-    *op = (struct hr_gemm_op){0};
-}
-
 /* Larger scratchpads are rare: the shapes of our tiles are bounded. */
 static int scratch_reserve(struct hr_gemm *gemm, size_t bytes)
 {
@@ -172,24 +167,24 @@ static int op_init(struct hr_gemm *gemm, struct hr_gemm_op *op, const struct hr_
 {
     static const dnnl_query_t query[N_ARGS] = {dnnl_query_src_md, dnnl_query_weights_md,
                                                dnnl_query_dst_md, dnnl_query_scratchpad_md};
-    dnnl_primitive_desc_t pd = NULL;
-    int rc = error_of(desc_create(&pd, gemm->engine, shape));
+    dnnl_primitive_desc_t created = NULL;
+    const_dnnl_primitive_desc_t kept = NULL; /* the primitive's own copy */
+    int rc = error_of(desc_create(&created, gemm->engine, shape));
 
     if (rc < 0)
         return rc;
-    *op = (struct hr_gemm_op){.shape = *shape};
-    op->memory = calloc((size_t) gemm->n_threads * N_ARGS, sizeof(*op->memory));
-    rc = op->memory ? error_of(dnnl_primitive_create(&op->primitive, pd)) : -ENOMEM;
-    for (size_t i = 0; i < (size_t) gemm->n_threads * N_ARGS && rc == 0; i++)
-        rc = error_of(dnnl_memory_create(&op->memory[i],
-                                         dnnl_primitive_desc_query_md(pd, query[i % N_ARGS], 0),
-                                         gemm->engine, DNNL_MEMORY_NONE));
-    if (rc == 0)
-        rc = scratch_reserve(gemm, dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(
-                                       pd, dnnl_query_scratchpad_md, 0)));
-    dnnl_primitive_desc_destroy(pd);
+    op->shape = *shape;
+    rc = error_of(dnnl_primitive_create(&op->primitive, created));
+    dnnl_primitive_desc_destroy(created);
     if (rc < 0)
-        op_uninit(op, gemm->n_threads);
+        return rc;
+    rc = error_of(dnnl_primitive_get_primitive_desc(op->primitive, &kept));
+    for (int i = 0; i < N_ARGS && rc == 0; i++)
+        op->desc[i] = dnnl_primitive_desc_query_md(kept, query[i], 0);
+    if (rc == 0)
+        rc = scratch_reserve(gemm, dnnl_memory_desc_get_size(op->desc[ARG_SCRATCH]));
+    if (rc < 0)
+        dnnl_primitive_destroy(op->primitive);
     return rc;
 }
 
@@ -208,7 +203,7 @@ void hr_gemm_begin(struct hr_gemm *gemm, size_t n_ops)
     if (gemm->n_ops + n_ops <= OPS_MAX)
         return;
     while (gemm->n_ops > 0)
-        op_uninit(&gemm->ops[--gemm->n_ops], gemm->n_threads);
+        dnnl_primitive_destroy(gemm->ops[--gemm->n_ops].primitive);
 }
 
 int hr_gemm_get(struct hr_gemm *gemm, const struct hr_gemm_op **ret_op,
@@ -233,22 +228,26 @@ int hr_gemm_get(struct hr_gemm *gemm, const struct hr_gemm_op **ret_op,
 int hr_gemm_run(struct hr_gemm *gemm, const struct hr_gemm_op *op, unsigned thread_idx,
                 const void *a, const void *b, float *c)
 {
-    dnnl_memory_t *memory = op->memory + (size_t) thread_idx * N_ARGS;
-    const dnnl_exec_arg_t args[N_ARGS] = {{DNNL_ARG_SRC, memory[ARG_A]},
-                                          {DNNL_ARG_WEIGHTS, memory[ARG_B]},
-                                          {DNNL_ARG_DST, memory[ARG_C]},
-                                          {DNNL_ARG_SCRATCHPAD, memory[ARG_SCRATCH]}};
+    static const int name[N_ARGS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST,
+                                     DNNL_ARG_SCRATCHPAD};
     /* The interface takes void *; a and b are only read. */
     void *const address[N_ARGS] = {(void *) (uintptr_t) a, (void *) (uintptr_t) b, c,
                                    gemm->scratch[thread_idx]};
+    dnnl_exec_arg_t args[N_ARGS];
     dnnl_status_t status = dnnl_success;
+    int n = 0;
 
-    for (int i = 0; i < N_ARGS && status == dnnl_success; i++)
-        status = dnnl_memory_set_data_handle(memory[i], address[i]);
+    while (n < N_ARGS && status == dnnl_success) {
+        args[n].arg = name[n];
+        status = dnnl_memory_create(&args[n].memory, op->desc[n], gemm->engine, address[n]);
+        n += status == dnnl_success;
+    }
     if (status == dnnl_success)
         status = dnnl_primitive_execute(op->primitive, gemm->streams[thread_idx], N_ARGS, args);
     if (status == dnnl_success)
         status = dnnl_stream_wait(gemm->streams[thread_idx]);
+    while (n > 0)
+        dnnl_memory_destroy(args[--n].memory);
     return error_of(status);
 }
 
@@ -304,7 +303,7 @@ void hr_gemm_close(struct hr_gemm **gemm)
     if (!g)
         return;
     while (g->n_ops > 0)
-        op_uninit(&g->ops[--g->n_ops], g->n_threads);
+        dnnl_primitive_destroy(g->ops[--g->n_ops].primitive);
     for (unsigned i = 0; i < g->n_threads; i++) {
         if (g->streams && g->streams[i])
             dnnl_stream_destroy(g->streams[i]);

@@ -16,7 +16,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-enum { SPIN_NS = 20000 };
+/* Small stacks: of larger ones the system would make huge pages. */
+enum { SPIN_NS = 20000, STACK_BYTES = 1 << 20 };
 
 struct worker {
     struct hr_pool *pool;
@@ -159,6 +160,8 @@ void hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks
 int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads)
 {
     struct hr_pool *pool = calloc(1, sizeof(*pool) + n_threads * sizeof(pool->workers[0]));
+    pthread_attr_t attr;
+    int rc = 0;
 
     hr_assert(n_threads >= 1);
     if (!pool)
@@ -170,16 +173,22 @@ int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads)
     *(void **) &pool->omp_get_max_threads = dlsym(RTLD_DEFAULT, "omp_get_max_threads");
     if (!pool->omp_get_max_threads)
         pool->omp_set_num_threads = NULL;
-    while (pool->n_workers + 1 < n_threads) {
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    while (pool->n_workers + 1 < n_threads && rc == 0) {
         struct worker *worker = &pool->workers[pool->n_workers];
 
         *worker = (struct worker){.pool = pool, .idx = pool->n_workers + 1};
-        if (pthread_create(&worker->thread, NULL, worker_main, worker) != 0) {
-            hr_pool_close(&pool);
-            return -EAGAIN;
+        rc = -pthread_create(&worker->thread, &attr, worker_main, worker);
+        if (rc == 0) {
+            pthread_setname_np(worker->thread, "hr-compute");
+            pool->n_workers++;
         }
-        pthread_setname_np(worker->thread, "hr-compute");
-        pool->n_workers++;
+    }
+    pthread_attr_destroy(&attr);
+    if (rc < 0) {
+        hr_pool_close(&pool);
+        return rc;
     }
     *ret_pool = pool;
     return 0;
