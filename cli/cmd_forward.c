@@ -47,7 +47,7 @@ static int compute(struct run *run, struct hr_error *err)
 {
     const struct hr_dit_params params = dit_params(run->o, run->n_repeat);
     const struct hr_latent *image = &run->in.inputs.images[0];
-    int r = hr_dit_open(&run->dit, run->model, &params, &run->in.inputs, err);
+    int r = hr_dit_open(&run->dit, run->model, &params, &run->in.inputs, 1, err);
 
     if (r < 0)
         return r;
@@ -60,7 +60,7 @@ static int compute(struct run *run, struct hr_error *err)
         return -1;
     }
     for (uint64_t i = 0; i < run->n_repeat && r == 0; i++) {
-        r = hr_dit_forward(run->dit, &run->in.inputs, run->velocity, err);
+        r = hr_dit_forward(run->dit, &run->in.inputs, &run->velocity, err);
         if (r == 0)
             hr_dit_get_stats(run->dit, &run->stats);
         run->wall_s[i] = (double) run->stats.wall_ns / 1e9;

@@ -34,29 +34,41 @@ static float *carve_f32(struct carver *c, uint64_t n)
     return carve(c, n * sizeof(float));
 }
 
-uint64_t hr_dit_arena_layout(struct hr_dit_arena *arena, struct hr_gpu *gpu,
-                             const struct hr_dit_model *model, const struct hr_dit_geometry *g,
-                             enum hr_dtype act)
+static void carve_sample(struct carver *c, const struct hr_dit *dit, struct hr_dit_sample *sample)
 {
-    const uint64_t D = model->width, J = model->config.joint_attention_dim;
-    const uint64_t a = hr_dtype_bits(act) / 8, n_cond = model->zero_cond_t ? 2 : 1;
+    const struct hr_dit_geometry *g = &sample->geometry;
+    const uint64_t D = dit->model.width, J = dit->model.config.joint_attention_dim;
+    const uint64_t act_bytes = hr_dtype_bits(dit->act) / 8;
     const uint64_t n_max = hr_max_u64(g->n_img, g->n_txt);
     /* One region in three lives: tokens, then prompt on the way in; work, q, k, v of attention; the
      * hidden layer of the MLPs. */
     const uint64_t work_bytes = hr_align_up(n_max * D * sizeof(float), 64);
-    const uint64_t qkv_bytes = hr_align_up(g->n_all * D * a, 64);
+    const uint64_t qkv_bytes = hr_align_up(g->n_all * D * act_bytes, 64);
     uint64_t region_bytes = work_bytes + 3 * qkv_bytes;
-    struct carver c = {.gpu = gpu};
+    struct hr_dit_buffers *b = &sample->buffers;
 
-    region_bytes = hr_max_u64(region_bytes, n_max * 4 * D * a);
+    region_bytes = hr_max_u64(region_bytes, n_max * 4 * D * act_bytes);
     region_bytes = hr_max_u64(region_bytes, g->n_img * HR_DIT_TOKEN_DIM * sizeof(float));
     region_bytes = hr_max_u64(region_bytes, g->n_txt * J * sizeof(float));
-    *arena = (struct hr_dit_arena){
-        .img = carve_f32(&c, g->n_img * D),
-        .txt = carve_f32(&c, g->n_txt * D),
-        .normed = carve(&c, g->n_all * D * a),
-        .work = carve(&c, region_bytes),
-        .cos_sin = carve_f32(&c, g->n_all * 2 * HR_DIT_ROPE_ANGLES),
+    b->img = carve_f32(c, g->n_img * D);
+    b->txt = carve_f32(c, g->n_txt * D);
+    b->normed = carve(c, g->n_all * D * act_bytes);
+    b->cos_sin = carve_f32(c, g->n_all * 2 * HR_DIT_ROPE_ANGLES);
+    b->work = carve(c, region_bytes);
+    if (c->gpu) {
+        b->q = (char *) b->work + work_bytes;
+        b->k = (char *) b->q + qkv_bytes;
+        b->v = (char *) b->k + qkv_bytes;
+        b->hidden = b->tokens = b->prompt = b->work;
+    }
+}
+
+uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
+{
+    const uint64_t D = dit->model.width, n_cond = dit->model.zero_cond_t ? 2 : 1;
+    struct carver c = {.gpu = gpu};
+
+    dit->shared = (struct hr_dit_shared){
         .sinusoid = carve_f32(&c, n_cond * HR_DIT_SINUSOID_DIM),
         .time_hidden = carve_f32(&c, n_cond * D),
         .cond = carve_f32(&c, 2 * D),
@@ -65,17 +77,11 @@ uint64_t hr_dit_arena_layout(struct hr_dit_arena *arena, struct hr_gpu *gpu,
         .mod_txt = carve_f32(&c, 6 * D),
         .mod_out = carve_f32(&c, 2 * D),
         .gains = carve_f32(&c, 4 * HR_HEAD_DIM),
-        .txt_gain = carve_f32(&c, J),
+        .txt_gain = carve_f32(&c, dit->model.config.joint_attention_dim),
         .bias = carve_f32(&c, 6 * D),
     };
-    if (gpu) {
-        char *region = (char *) arena->work;
-
-        arena->q = region + work_bytes;
-        arena->k = region + work_bytes + qkv_bytes;
-        arena->v = region + work_bytes + 2 * qkv_bytes;
-        arena->hidden = arena->tokens = arena->prompt = arena->work;
-    }
+    for (uint32_t i = 0; i < dit->n_samples; i++)
+        carve_sample(&c, dit, &dit->samples[i]);
     return c.bytes;
 }
 
@@ -87,13 +93,28 @@ struct budget {
     uint64_t ring_bytes;
 };
 
-static size_t host_floats(const struct hr_dit_model *model, const struct hr_dit_geometry *g)
+/* The one buffer through which everything goes to and from the device. */
+static size_t host_floats(const struct hr_dit *dit)
 {
-    uint64_t n = g->n_all * 2 * HR_DIT_ROPE_ANGLES;
+    uint64_t n = dit->model.width;
 
-    n = hr_max_u64(n, g->n_img * HR_DIT_TOKEN_DIM);
-    n = hr_max_u64(n, g->n_txt * model->config.joint_attention_dim);
-    return (size_t) hr_max_u64(n, model->width);
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        const struct hr_dit_geometry *g = &dit->samples[i].geometry;
+
+        n = hr_max_u64(n, g->n_all * 2 * HR_DIT_ROPE_ANGLES);
+        n = hr_max_u64(n, g->n_img * HR_DIT_TOKEN_DIM);
+        n = hr_max_u64(n, g->n_txt * dit->model.config.joint_attention_dim);
+    }
+    return (size_t) n;
+}
+
+static size_t max_tokens(const struct hr_dit *dit)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < dit->n_samples; i++)
+        n = (size_t) hr_max_u64(n, dit->samples[i].geometry.n_all);
+    return n;
 }
 
 /* A ring in which the whole plan fits gains nothing from more. */
@@ -116,13 +137,14 @@ static int make_budget(struct budget *b, const struct hr_dit *dit,
                        const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
                        struct hr_error *err)
 {
-    const struct hr_dit_geometry *g = &dit->geometry;
     const uint64_t D = dit->model.width;
     const uint64_t ring_min = hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan);
     const uint64_t useful = hr_max_u64(plan_bytes(&dit->model), ring_min);
 
-    b->scratch_bytes = hr_gpu_scratch_bytes(gpu_params, g->n_all, 4 * D, 6 * D);
-    b->host_bytes = (host_floats(&dit->model, g) + g->n_txt) * sizeof(float);
+    b->scratch_bytes = hr_gpu_scratch_bytes(gpu_params, max_tokens(dit), 4 * D, 6 * D);
+    b->host_bytes = host_floats(dit) * sizeof(float);
+    for (uint32_t i = 0; i < dit->n_samples; i++)
+        b->host_bytes += dit->samples[i].geometry.n_txt * sizeof(uint32_t);
     const uint64_t fixed =
         b->process_bytes + b->arena_bytes + b->host_bytes + b->scratch_bytes + SLACK_BYTES;
 
@@ -159,6 +181,29 @@ static int check_params(const struct hr_dit_params *params, struct hr_error *err
     return 0;
 }
 
+static int take_host_memory(struct hr_dit *dit, struct hr_error *err)
+{
+    bool complete = true;
+    int r;
+
+    dit->host = calloc(host_floats(dit), sizeof(float));
+    dit->block_stats = calloc(dit->model.n_layers, sizeof(*dit->block_stats));
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        struct hr_dit_sample *sample = &dit->samples[i];
+
+        sample->text_index = calloc(sample->geometry.n_txt, sizeof(*sample->text_index));
+        complete = complete && sample->text_index;
+    }
+    if (!complete || !dit->host || !dit->block_stats)
+        return hr_error_set(err, -ENOMEM, "no memory for inputs on the host");
+    for (uint32_t i = 0; i < dit->model.width; i++)
+        dit->host[i] = 1.0f;
+    r = hr_gpu_upload(dit->gpu, dit->shared.ones, dit->host, dit->model.width * sizeof(float));
+    if (r < 0)
+        return hr_error_set(err, r, "device %s: upload failed", hr_gpu_name(dit->gpu));
+    return 0;
+}
+
 /* Everything that takes memory, in the order budget, device, arena, ring. */
 static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err)
 {
@@ -171,29 +216,18 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
     struct hr_stream_params stream_params = params->stream;
     int r;
 
-    budget.arena_bytes =
-        hr_dit_arena_layout(&dit->arena, NULL, &dit->model, &dit->geometry, dit->act);
+    budget.arena_bytes = hr_dit_arena_layout(dit, NULL);
     gpu_params.arena_bytes = budget.arena_bytes;
     r = make_budget(&budget, dit, params, &gpu_params, err);
     if (r == 0)
         r = hr_gpu_open(&dit->gpu, &gpu_params, err);
     if (r < 0)
         return r;
-    hr_dit_arena_layout(&dit->arena, dit->gpu, &dit->model, &dit->geometry, dit->act);
+    hr_dit_arena_layout(dit, dit->gpu);
     dit->stats.activation_bytes = budget.arena_bytes;
-
-    dit->host = calloc(host_floats(&dit->model, &dit->geometry), sizeof(float));
-    dit->text_index = calloc(dit->geometry.n_txt, sizeof(*dit->text_index));
-    dit->block_stats = calloc(dit->model.n_layers, sizeof(*dit->block_stats));
-    if (!dit->host || !dit->text_index || !dit->block_stats)
-        return hr_error_set(err, -ENOMEM, "no memory for %llu MiB of inputs on the host",
-                            mib(budget.host_bytes));
-    for (uint32_t i = 0; i < dit->model.width; i++)
-        dit->host[i] = 1.0f;
-    r = hr_gpu_upload(dit->gpu, dit->arena.ones, dit->host, dit->model.width * sizeof(float));
+    r = take_host_memory(dit, err);
     if (r < 0)
-        return hr_error_set(err, r, "device %s: upload failed", hr_gpu_name(dit->gpu));
-
+        return r;
     stream_params.ring_bytes = budget.ring_bytes;
     hr_log(HR_LOG_INFO, "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu",
            mib(budget.process_bytes), mib(budget.arena_bytes + budget.host_bytes),
@@ -229,7 +263,8 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
                             "%s: a layered model with zero_cond_t was never published and is not "
                             "supported",
                             hr_checkpoint_path(dit->checkpoint));
-    r = hr_dit_geometry_init(&dit->geometry, &dit->model, inputs, err);
+    for (uint32_t i = 0; i < dit->n_samples && r == 0; i++)
+        r = hr_dit_geometry_init(&dit->samples[i].geometry, &dit->model, &inputs[i], err);
     if (r == 0)
         r = take_memory(dit, params, err);
     if (r < 0)
@@ -238,7 +273,7 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
         .stream = dit->stream,
         .gpu = dit->gpu,
         .cancelled = &dit->cancelled,
-        .bias = dit->arena.bias,
+        .bias = dit->shared.bias,
         .bias_max = 6 * (size_t) dit->model.width,
     };
     return start(dit, err);
@@ -246,15 +281,25 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
 
 int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
                        const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
-                       hr_dit_tap_fn *tap, void *tap_user, bool complete, struct hr_error *err)
+                       uint32_t n_inputs, hr_dit_tap_fn *tap, void *tap_user, bool complete,
+                       struct hr_error *err)
 {
     static const struct hr_dit_params defaults;
     const uint64_t begin_ns = hr_now_ns();
-    struct hr_dit *dit = calloc(1, sizeof(*dit));
+    struct hr_dit *dit;
     int r;
 
-    if (!dit)
+    if (n_inputs < 1 || n_inputs > HR_SAMPLES_MAX)
+        return hr_error_set(err, -EINVAL, "%u inputs in one pass; expected 1 to %d", n_inputs,
+                            HR_SAMPLES_MAX);
+    dit = calloc(1, sizeof(*dit));
+    if (dit)
+        dit->samples = calloc(n_inputs, sizeof(*dit->samples));
+    if (!dit || !dit->samples) {
+        free(dit);
         return hr_error_set(err, -ENOMEM, "no memory for a model");
+    }
+    dit->n_samples = n_inputs;
     if (!params)
         params = &defaults;
     dit->checkpoint = checkpoint;
@@ -280,9 +325,10 @@ int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *chec
 
 int hr_dit_open(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
                 const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
-                struct hr_error *err)
+                uint32_t n_inputs, struct hr_error *err)
 {
-    return hr_dit_open_tapped(ret_dit, checkpoint, params, inputs, NULL, NULL, false, err);
+    return hr_dit_open_tapped(ret_dit, checkpoint, params, inputs, n_inputs, NULL, NULL, false,
+                              err);
 }
 
 void hr_dit_get_stats(const struct hr_dit *dit, struct hr_dit_stats *ret_stats)
@@ -310,8 +356,10 @@ void hr_dit_close(struct hr_dit **dit)
     hr_stream_close(&d->stream);
     hr_gpu_close(&d->gpu);
     hr_dit_model_uninit(&d->model);
+    for (uint32_t i = 0; i < d->n_samples; i++)
+        free(d->samples[i].text_index);
+    free(d->samples);
     free(d->block_stats);
-    free(d->text_index);
     free(d->host);
     free(d);
     *dit = NULL;

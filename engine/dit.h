@@ -130,10 +130,11 @@ struct hr_feed {
 /* Next in the plan must be `tensor`; convert it to n floats at dst (device). */
 int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *dst, size_t n,
                    struct hr_error *err);
-/* Next in the plan must be the layer's bias and then the bands of its weight. p says all but w,
- * w_dtype, bias and n_out, for the whole layer. */
+/* Next in the plan must be the layer's bias and then the bands of its weight. Each of the n
+ * products p[i] says all but w, w_dtype, bias and n_out, for the whole layer; all use a band before
+ * it is given back, so that n samples cost one pass over the weights. */
 int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
-                   const struct hr_linear *p, struct hr_error *err);
+                   const struct hr_linear *p, uint32_t n, struct hr_error *err);
 /* Give all units back, waiting for the device. */
 void hr_feed_flush(struct hr_feed *feed);
 
@@ -149,42 +150,53 @@ int hr_feed_end(struct hr_feed *feed, int r, struct hr_error *err);
 typedef void hr_dit_tap_fn(void *user, const char *name, const float *data, size_t rows,
                            size_t cols);
 
-/* Device buffers; shapes in brackets, F32 unless act. */
-struct hr_dit_arena {
-    float *img;         /* [S_i, D] residual stream                             */
-    float *txt;         /* [S_t, D] residual stream                             */
-    void *normed;       /* [S, D] act: modulated input, then attention's output */
-    float *work;        /* [max(S_i, S_t), D]: queries, keys before their norm  */
-    void *q, *k, *v;    /* [S, D] act                                           */
-    void *hidden;       /* [max(S_i, S_t), 4D] act; overlies work, q, k, v      */
-    float *cos_sin;     /* [S, 64, 2]                                           */
-    float *tokens;      /* [S_i, 64], in and out; overlies work                 */
-    float *prompt;      /* [S_t, J]; overlies hidden                            */
-    float *sinusoid;    /* [C, 256]                                             */
-    float *time_hidden; /* [C, D]                                            */
-    float *cond;        /* [2, D]: silu(temb), C rows of it                  */
-    float *ones;        /* [D], for layered                                 */
-    float *mod_img;     /* [C, 6D]                                           */
-    float *mod_txt;     /* [1, 6D]                                           */
-    float *mod_out;     /* [1, 2D]: scale, shift                             */
-    float *gains;       /* [4, 128]: norm_q, norm_k of image, then of text   */
-    float *txt_gain;    /* [J]                                               */
-    float *bias;        /* [6D]                                              */
+/* Device buffers of one sample; shapes in brackets, F32 unless act. */
+struct hr_dit_buffers {
+    float *img;      /* [S_i, D] residual stream                             */
+    float *txt;      /* [S_t, D] residual stream                             */
+    void *normed;    /* [S, D] act: modulated input, then attention's output */
+    float *work;     /* [max(S_i, S_t), D]: queries, keys before their norm  */
+    void *q, *k, *v; /* [S, D] act                                           */
+    void *hidden;    /* [max(S_i, S_t), 4D] act; overlies work, q, k, v      */
+    float *cos_sin;  /* [S, 64, 2]                                           */
+    float *tokens;   /* [S_i, 64]; overlies work                             */
+    float *prompt;   /* [S_t, J]; overlies work                              */
+};
+
+/* Device buffers that all samples share. */
+struct hr_dit_shared {
+    float *sinusoid;    /* [C, 256]                         */
+    float *time_hidden; /* [C, D]                           */
+    float *cond;        /* [2, D]: silu(temb), C rows of it */
+    float *ones;        /* [D], for layered                 */
+    float *mod_img;     /* [C, 6D]                          */
+    float *mod_txt;     /* [1, 6D]                          */
+    float *mod_out;     /* [1, 2D]: scale, shift            */
+    float *gains;       /* [4, 128]: norm_q, norm_k of image, then of text */
+    float *txt_gain;    /* [J]                              */
+    float *bias;        /* [6D]                             */
+};
+
+/* One of the inputs that go through the weights together. */
+struct hr_dit_sample {
+    struct hr_dit_geometry geometry;
+    struct hr_dit_buffers buffers;
+    uint32_t *text_index; /* [S_t]: place in the prompt of each token that is no padding */
 };
 
 struct hr_dit {
     const struct hr_checkpoint *checkpoint;
     struct hr_dit_model model;
-    struct hr_dit_geometry geometry;
     enum hr_activation activation;
     enum hr_dtype act;
     bool timestep_rounding;
     struct hr_gpu *gpu;
     struct hr_stream *stream;
     struct hr_feed feed;
-    struct hr_dit_arena arena;
-    float *host;          /* tokens, prompt, angles and results on their way */
-    uint32_t *text_index; /* [S_t] */
+    struct hr_dit_sample *samples; /* n_samples */
+    uint32_t n_samples;
+    struct hr_dit_shared shared;
+    float *host; /* tokens, prompt, angles and results on their way */
     uint32_t n_forwards, n_done;
     atomic_int cancelled;
     hr_dit_progress_fn *progress;
@@ -202,15 +214,14 @@ struct hr_dit {
  * the text half of the last block, and the head of reference rows. */
 int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
                        const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
-                       hr_dit_tap_fn *tap, void *tap_user, bool complete, struct hr_error *err);
-/* Hand rows x cols device values to the tap, if there is one. */
+                       uint32_t n_inputs, hr_dit_tap_fn *tap, void *tap_user, bool complete,
+                       struct hr_error *err);
+/* Hand rows x cols device values to the tap, if there is one. Only the first sample is tapped. */
 void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_dtype dtype,
                 size_t rows, size_t cols);
 
-/* Device bytes of the arena; with gpu not NULL the buffers are taken from it. */
-uint64_t hr_dit_arena_layout(struct hr_dit_arena *arena, struct hr_gpu *gpu,
-                             const struct hr_dit_model *model, const struct hr_dit_geometry *g,
-                             enum hr_dtype act);
+/* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
+uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu);
 
 /* One block; idx counts from 0. */
 int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err);

@@ -1,67 +1,103 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dit_block.c -- one dual-stream transformer block.
+/* dit_block.c -- one dual-stream transformer block, for all samples.
  *
  *   a = LN(x) * (1 + scale1) + shift1            for image and text
  *   q, k, v of both -> RMSNorm per head, RoPE -> joint attention, text first
  *   x += gate1 * to_out(attention)
  *   x += gate2 * MLP(LN(x) * (1 + scale2) + shift2)
  *
- * The order of the calls is the order of the tensors in dit_layout.c. In the last block the text
- * stream's queries, output and MLP feed nothing and are left out. */
+ * The order of the calls is the order of the tensors in dit_layout.c; a weight serves every sample
+ * before the next is asked for. In the last block the text stream's queries, output and MLP feed
+ * nothing and are left out. */
 #include <stdio.h>
 
 #include "engine/dit.h"
 
-/* One of the two streams inside a block. */
-struct side {
+/* The modulation vectors of a stream, each [D], in the order of their linear layer's output. */
+enum { SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 };
+
+/* One of the two streams, image or text: what its samples share. */
+struct flow {
     const char *name;
+    bool is_image;
     const struct hr_stream_weights *w;
-    float *x;         /* [n, D] residual          */
-    size_t n, first;  /* tokens, and their place in the joint sequence */
-    const float *mod; /* shift1 scale1 gate1 shift2 scale2 gate2, each [D] */
-    size_t split;     /* rows from here on use the second modulation row */
+    const float *mod; /* [C, 6D] */
     const float *gain_q, *gain_k;
 };
 
-static const size_t mod_shift1 = 0, mod_scale1 = 1, mod_gate1 = 2;
-static const size_t mod_shift2 = 3, mod_scale2 = 4, mod_gate2 = 5;
+/* A flow of one sample: its rows of the sample's buffers. */
+struct side {
+    float *x;                 /* [n, D] residual */
+    size_t n;                 /* tokens          */
+    void *normed, *q, *k, *v; /* [n, D] act     */
+    const float *cos_sin;     /* [n, 64, 2]      */
+    size_t split;             /* rows from here on use the second modulation row */
+};
 
-static size_t act_bytes(const struct hr_dit *dit)
+static struct side side_of(const struct hr_dit *dit, const struct flow *flow, uint32_t sample)
 {
-    return dit->act == HR_DTYPE_BF16 ? 2 : 4;
+    const struct hr_dit_buffers *b = &dit->samples[sample].buffers;
+    const struct hr_dit_geometry *g = &dit->samples[sample].geometry;
+    const size_t first = flow->is_image ? g->n_txt : 0; /* text comes first in the sequence */
+    const size_t offset = first * dit->model.width * hr_dtype_bits(dit->act) / 8;
+    const size_t n = flow->is_image ? g->n_img : g->n_txt;
+
+    return (struct side){
+        .x = flow->is_image ? b->img : b->txt,
+        .n = n,
+        .normed = (char *) b->normed + offset,
+        .q = (char *) b->q + offset,
+        .k = (char *) b->k + offset,
+        .v = (char *) b->v + offset,
+        .cos_sin = b->cos_sin + first * 2 * HR_DIT_ROPE_ANGLES,
+        .split = flow->is_image && dit->model.zero_cond_t ? g->n_first : n,
+    };
 }
 
-/* Row `first` of an act array [S, D]. */
-static void *act_row(const struct hr_dit *dit, void *base, size_t first)
+/* The first sample's rows, for tests. */
+static void tap_flow(struct hr_dit *dit, const struct flow *flow, const char *name,
+                     const void *data, enum hr_dtype dtype)
 {
-    return (char *) base + first * dit->model.width * act_bytes(dit);
+    char full[32];
+
+    if (!dit->tap)
+        return;
+    snprintf(full, sizeof(full), "%s.%s", flow->name, name);
+    hr_dit_tap(dit, full, data, dtype, side_of(dit, flow, 0).n, dit->model.width);
 }
 
-static int modulate(struct hr_dit *dit, const struct side *s, size_t shift, size_t scale,
+/* normed = LN(x) * (1 + scale) + shift; shift and scale index the modulation vectors. */
+static int modulate(struct hr_dit *dit, const struct flow *flow, unsigned shift, unsigned scale,
                     struct hr_error *err)
 {
     const size_t D = dit->model.width;
-    const struct hr_layernorm_modulate p = {
-        .out = act_row(dit, dit->arena.normed, s->first),
-        .out_dtype = dit->act,
-        .x = s->x,
-        .shift = s->mod + shift * D,
-        .scale = s->mod + scale * D,
-        .split = s->split,
-        .stride = 6 * D,
-        .n_tokens = s->n,
-        .width = D,
-    };
-    return HR_FEED_RUN(&dit->feed, err, hr_gpu_layernorm_modulate(dit->gpu, &p));
+    int r = 0;
+
+    for (uint32_t i = 0; i < dit->n_samples && r == 0; i++) {
+        const struct side s = side_of(dit, flow, i);
+        const struct hr_layernorm_modulate p = {
+            .out = s.normed,
+            .out_dtype = dit->act,
+            .x = s.x,
+            .shift = flow->mod + shift * D,
+            .scale = flow->mod + scale * D,
+            .split = s.split,
+            .stride = 6 * D,
+            .n_tokens = s.n,
+            .width = D,
+        };
+        r = HR_FEED_RUN(&dit->feed, err, hr_gpu_layernorm_modulate(dit->gpu, &p));
+    }
+    return r;
 }
 
-/* A product of the modulated input of one side, [n, D], with out_dtype's epilogue. */
-static int project(struct hr_dit *dit, const struct side *s, const struct hr_linear_weights *w,
-                   enum hr_epilogue epilogue, void *out, enum hr_dtype out_dtype, size_t n_out,
-                   struct hr_error *err)
+/* Products of the modulated input, [n, D] -> [n, n_out]. */
+static struct hr_linear projection(const struct hr_dit *dit, const struct side *s,
+                                   enum hr_epilogue epilogue, void *out, enum hr_dtype out_dtype,
+                                   size_t n_out)
 {
-    const struct hr_linear p = {
-        .x = act_row(dit, dit->arena.normed, s->first),
+    return (struct hr_linear){
+        .x = s->normed,
         .x_dtype = dit->act,
         .x_stride = dit->model.width,
         .n_tokens = s->n,
@@ -71,15 +107,15 @@ static int project(struct hr_dit *dit, const struct side *s, const struct hr_lin
         .out_dtype = out_dtype,
         .out_stride = n_out,
     };
-    return hr_feed_linear(&dit->feed, w, &p, err);
 }
 
 /* x += gate * (in w^T + bias), in [n, n_in] act. */
-static int add_gated(struct hr_dit *dit, const struct side *s, const struct hr_linear_weights *w,
-                     const void *in, size_t n_in, size_t gate, struct hr_error *err)
+static struct hr_linear gated(const struct hr_dit *dit, const struct flow *flow,
+                              const struct side *s, const void *in, size_t n_in, unsigned gate)
 {
     const size_t D = dit->model.width;
-    const struct hr_linear p = {
+
+    return (struct hr_linear){
         .x = in,
         .x_dtype = dit->act,
         .x_stride = n_in,
@@ -89,95 +125,136 @@ static int add_gated(struct hr_dit *dit, const struct side *s, const struct hr_l
         .out = s->x,
         .out_dtype = HR_DTYPE_F32,
         .out_stride = D,
-        .gate = s->mod + gate * D,
+        .gate = flow->mod + gate * D,
         .gate_split = s->split,
         .gate_stride = 6 * D,
     };
-    return hr_feed_linear(&dit->feed, w, &p, err);
 }
 
-/* Queries or keys: product, RMSNorm per head, rotation, into rows of `out`. */
-static int project_normed(struct hr_dit *dit, const struct side *s,
-                          const struct hr_linear_weights *w, const float *gain, void *out,
-                          const char *name, struct hr_error *err)
+enum qk { QUERIES, KEYS };
+
+/* Queries or keys: product, RMSNorm per head, rotation. */
+static int project_normed(struct hr_dit *dit, const struct flow *flow, enum qk which,
+                          struct hr_error *err)
 {
     const size_t D = dit->model.width;
-    const struct hr_qk_norm_rope p = {
-        .out = act_row(dit, out, s->first),
-        .x = dit->arena.work,
-        .gain = gain,
-        .cos_sin = dit->arena.cos_sin + s->first * 2 * HR_DIT_ROPE_ANGLES,
-        .n_tokens = s->n,
-        .n_heads = D / HR_HEAD_DIM,
-    };
-    int r = project(dit, s, w, HR_EPILOGUE_STORE, dit->arena.work, HR_DTYPE_F32, D, err);
+    struct hr_linear p[HR_SAMPLES_MAX];
+    int r;
 
-    if (r < 0)
-        return r;
-    hr_dit_tap(dit, name, dit->arena.work, HR_DTYPE_F32, s->n, D);
-    return HR_FEED_RUN(&dit->feed, err, hr_gpu_qk_norm_rope(dit->gpu, &p));
-}
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        const struct side s = side_of(dit, flow, i);
 
-static int project_qkv(struct hr_dit *dit, const struct side *s, bool with_queries,
-                       struct hr_error *err)
-{
-    const struct hr_dit_arena *a = &dit->arena;
-    char name[32];
-    int r = 0;
-
-    if (with_queries) {
-        snprintf(name, sizeof(name), "%s.to_q", s->name);
-        r = project_normed(dit, s, &s->w->to_q, s->gain_q, a->q, name, err);
+        p[i] =
+            projection(dit, &s, HR_EPILOGUE_STORE, dit->samples[i].buffers.work, HR_DTYPE_F32, D);
     }
-    snprintf(name, sizeof(name), "%s.to_k", s->name);
+    r = hr_feed_linear(&dit->feed, which == QUERIES ? &flow->w->to_q : &flow->w->to_k, p,
+                       dit->n_samples, err);
     if (r == 0)
-        r = project_normed(dit, s, &s->w->to_k, s->gain_k, a->k, name, err);
-    if (r == 0)
-        r = project(dit, s, &s->w->to_v, HR_EPILOGUE_STORE, act_row(dit, a->v, s->first), dit->act,
-                    dit->model.width, err);
+        tap_flow(dit, flow, which == QUERIES ? "to_q" : "to_k", p[0].out, HR_DTYPE_F32);
+    for (uint32_t i = 0; i < dit->n_samples && r == 0; i++) {
+        const struct side s = side_of(dit, flow, i);
+        const struct hr_qk_norm_rope rope = {
+            .out = which == QUERIES ? s.q : s.k,
+            .x = p[i].out,
+            .gain = which == QUERIES ? flow->gain_q : flow->gain_k,
+            .cos_sin = s.cos_sin,
+            .n_tokens = s.n,
+            .n_heads = D / HR_HEAD_DIM,
+        };
+        r = HR_FEED_RUN(&dit->feed, err, hr_gpu_qk_norm_rope(dit->gpu, &rope));
+    }
     return r;
 }
 
-/* Attention of query rows from `first` on over all keys; the output takes the place of the
- * modulated input. */
-static int attend(struct hr_dit *dit, size_t first, struct hr_error *err)
+static int project_qkv(struct hr_dit *dit, const struct flow *flow, bool with_queries,
+                       struct hr_error *err)
 {
-    const struct hr_dit_arena *a = &dit->arena;
-    const struct hr_attention p = {
-        .out = act_row(dit, a->normed, first),
-        .q = act_row(dit, a->q, first),
-        .k = a->k,
-        .v = a->v,
-        .n_q = dit->geometry.n_all - first,
-        .n_k = dit->geometry.n_all,
-        .n_heads = dit->model.width / HR_HEAD_DIM,
-    };
-    hr_dit_tap(dit, "q", a->q, dit->act, dit->geometry.n_all, dit->model.width);
-    hr_dit_tap(dit, "k", a->k, dit->act, dit->geometry.n_all, dit->model.width);
-    return HR_FEED_RUN(&dit->feed, err, hr_gpu_attention(dit->gpu, &p));
+    struct hr_linear p[HR_SAMPLES_MAX];
+    int r = 0;
+
+    if (with_queries)
+        r = project_normed(dit, flow, QUERIES, err);
+    if (r == 0)
+        r = project_normed(dit, flow, KEYS, err);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        const struct side s = side_of(dit, flow, i);
+
+        p[i] = projection(dit, &s, HR_EPILOGUE_STORE, s.v, dit->act, dit->model.width);
+    }
+    return hr_feed_linear(&dit->feed, &flow->w->to_v, p, dit->n_samples, err);
 }
 
-static int mlp(struct hr_dit *dit, const struct side *s, struct hr_error *err)
+/* Attention over all keys, of all queries or those of the image; the output takes the place of the
+ * modulated input. */
+static int attend(struct hr_dit *dit, const struct flow *first, struct hr_error *err)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; i < dit->n_samples && r == 0; i++) {
+        const struct hr_dit_buffers *b = &dit->samples[i].buffers;
+        const struct hr_dit_geometry *g = &dit->samples[i].geometry;
+        const struct side s = side_of(dit, first, i);
+        const struct hr_attention p = {
+            .out = s.normed,
+            .q = s.q,
+            .k = b->k,
+            .v = b->v,
+            .n_q = first->is_image ? g->n_img : g->n_all,
+            .n_k = g->n_all,
+            .n_heads = dit->model.width / HR_HEAD_DIM,
+        };
+        if (i == 0) {
+            hr_dit_tap(dit, "q", b->q, dit->act, g->n_all, dit->model.width);
+            hr_dit_tap(dit, "k", b->k, dit->act, g->n_all, dit->model.width);
+        }
+        r = HR_FEED_RUN(&dit->feed, err, hr_gpu_attention(dit->gpu, &p));
+    }
+    return r;
+}
+
+static int add_attention(struct hr_dit *dit, const struct flow *flow, struct hr_error *err)
+{
+    struct hr_linear p[HR_SAMPLES_MAX];
+
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        const struct side s = side_of(dit, flow, i);
+
+        p[i] = gated(dit, flow, &s, s.normed, dit->model.width, GATE1);
+    }
+    return hr_feed_linear(&dit->feed, &flow->w->to_out, p, dit->n_samples, err);
+}
+
+static int mlp(struct hr_dit *dit, const struct flow *flow, struct hr_error *err)
 {
     const enum hr_epilogue act =
         dit->activation == HR_ACTIVATION_GELU_TANH ? HR_EPILOGUE_GELU_TANH : HR_EPILOGUE_QUICK_GELU;
     const size_t n_hidden = 4 * (size_t) dit->model.width;
-    int r = modulate(dit, s, mod_shift2, mod_scale2, err);
+    struct hr_linear up[HR_SAMPLES_MAX], down[HR_SAMPLES_MAX];
+    int r = modulate(dit, flow, SHIFT2, SCALE2, err);
 
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        void *hidden = dit->samples[i].buffers.hidden;
+        const struct side s = side_of(dit, flow, i);
+
+        up[i] = projection(dit, &s, act, hidden, dit->act, n_hidden);
+        down[i] = gated(dit, flow, &s, hidden, n_hidden, GATE2);
+    }
     if (r == 0)
-        r = project(dit, s, &s->w->mlp_up, act, dit->arena.hidden, dit->act, n_hidden, err);
+        r = hr_feed_linear(&dit->feed, &flow->w->mlp_up, up, dit->n_samples, err);
     if (r == 0)
-        r = add_gated(dit, s, &s->w->mlp_down, dit->arena.hidden, n_hidden, mod_gate2, err);
+        r = hr_feed_linear(&dit->feed, &flow->w->mlp_down, down, dit->n_samples, err);
     return r;
 }
 
-/* Modulation vectors of one side: n_cond rows of 6D from silu(temb). */
-static int modulation(struct hr_dit *dit, const struct side *s, float *out, size_t n_cond,
-                      struct hr_error *err)
+/* Modulation vectors of one stream: n_cond rows of 6D from silu(temb). */
+static int modulation(struct hr_dit *dit, const struct hr_stream_weights *w, float *out,
+                      size_t n_cond, struct hr_error *err)
 {
     const size_t D = dit->model.width;
     const struct hr_linear p = {
-        .x = dit->arena.cond,
+        .x = dit->shared.cond,
         .x_dtype = HR_DTYPE_F32,
         .x_stride = D,
         .n_tokens = n_cond,
@@ -186,105 +263,92 @@ static int modulation(struct hr_dit *dit, const struct side *s, float *out, size
         .out_dtype = HR_DTYPE_F32,
         .out_stride = 6 * D,
     };
-    const int r = hr_feed_linear(&dit->feed, &s->w->mod, &p, err);
-
-    if (r == 0 && s->first > 0)
-        hr_dit_tap(dit, "img.mod", out, HR_DTYPE_F32, n_cond, 6 * D);
-    return r;
+    return hr_feed_linear(&dit->feed, &w->mod, &p, 1, err);
 }
 
-static int load_gains(struct hr_dit *dit, const struct side *img, const struct side *txt,
-                      bool with_text, struct hr_error *err)
+static int load_gains(struct hr_dit *dit, const struct hr_block_weights *w, bool with_text,
+                      struct hr_error *err)
 {
     const struct {
         const struct hr_tensor *tensor;
         bool used;
     } gains[] = {
-        {img->w->norm_q, true},
-        {img->w->norm_k, true},
-        {txt->w->norm_q, with_text},
-        {txt->w->norm_k, true},
+        {w->img.norm_q, true},
+        {w->img.norm_k, true},
+        {w->txt.norm_q, with_text},
+        {w->txt.norm_k, true},
     };
     int r = 0;
 
     for (size_t i = 0; i < HR_ARRAY_SIZE(gains) && r == 0; i++)
         if (gains[i].used)
-            r = hr_feed_vector(&dit->feed, gains[i].tensor, dit->arena.gains + i * HR_HEAD_DIM,
+            r = hr_feed_vector(&dit->feed, gains[i].tensor, dit->shared.gains + i * HR_HEAD_DIM,
                                HR_HEAD_DIM, err);
     return r;
 }
 
-/* The two halves: attention, then the MLPs. */
-static int attention_half(struct hr_dit *dit, const struct side *img, const struct side *txt,
+static int attention_half(struct hr_dit *dit, const struct flow *img, const struct flow *txt,
                           bool with_text, struct hr_error *err)
 {
-    const size_t D = dit->model.width;
-    int r = modulate(dit, img, mod_shift1, mod_scale1, err);
+    int r = modulate(dit, img, SHIFT1, SCALE1, err);
 
     if (r == 0)
-        r = modulate(dit, txt, mod_shift1, mod_scale1, err);
+        r = modulate(dit, txt, SHIFT1, SCALE1, err);
     if (r < 0)
         return r;
-    hr_dit_tap(dit, "img.normed", act_row(dit, dit->arena.normed, img->first), dit->act, img->n, D);
+    tap_flow(dit, img, "normed", side_of(dit, img, 0).normed, dit->act);
     r = project_qkv(dit, img, true, err);
     if (r == 0)
         r = project_qkv(dit, txt, with_text, err);
     if (r == 0)
-        r = attend(dit, with_text ? 0 : img->first, err);
+        r = attend(dit, with_text ? txt : img, err);
     if (r == 0)
-        r = add_gated(dit, img, &img->w->to_out, act_row(dit, dit->arena.normed, img->first), D,
-                      mod_gate1, err);
+        r = add_attention(dit, img, err);
     if (r == 0 && with_text)
-        r = add_gated(dit, txt, &txt->w->to_out, dit->arena.normed, D, mod_gate1, err);
+        r = add_attention(dit, txt, err);
+    if (r == 0)
+        tap_flow(dit, img, "half", side_of(dit, img, 0).x, HR_DTYPE_F32);
     return r;
 }
 
 int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err)
 {
-    const struct hr_dit_geometry *g = &dit->geometry;
     const struct hr_block_weights *w = &dit->model.blocks[idx];
-    const struct hr_dit_arena *a = &dit->arena;
+    const struct hr_dit_shared *shared = &dit->shared;
     const bool with_text = idx + 1 < dit->model.n_layers || dit->complete;
     const size_t n_cond = dit->model.zero_cond_t ? 2 : 1;
-    const struct side img = {
+    const struct flow img = {
         .name = "img",
+        .is_image = true,
         .w = &w->img,
-        .x = a->img,
-        .n = g->n_img,
-        .first = g->n_txt,
-        .mod = a->mod_img,
-        .split = n_cond == 2 ? g->n_first : g->n_img,
-        .gain_q = a->gains,
-        .gain_k = a->gains + HR_HEAD_DIM,
+        .mod = shared->mod_img,
+        .gain_q = shared->gains,
+        .gain_k = shared->gains + HR_HEAD_DIM,
     };
-    const struct side txt = {
+    const struct flow txt = {
         .name = "txt",
         .w = &w->txt,
-        .x = a->txt,
-        .n = g->n_txt,
-        .first = 0,
-        .mod = a->mod_txt,
-        .split = g->n_txt,
-        .gain_q = a->gains + 2 * HR_HEAD_DIM,
-        .gain_k = a->gains + 3 * HR_HEAD_DIM,
+        .mod = shared->mod_txt,
+        .gain_q = shared->gains + 2 * HR_HEAD_DIM,
+        .gain_k = shared->gains + 3 * HR_HEAD_DIM,
     };
-    int r = modulation(dit, &img, a->mod_img, n_cond, err);
+    int r = modulation(dit, &w->img, shared->mod_img, n_cond, err);
 
     if (r == 0)
-        r = modulation(dit, &txt, a->mod_txt, 1, err);
+        hr_dit_tap(dit, "img.mod", shared->mod_img, HR_DTYPE_F32, n_cond, 6 * dit->model.width);
     if (r == 0)
-        r = load_gains(dit, &img, &txt, with_text, err);
+        r = modulation(dit, &w->txt, shared->mod_txt, 1, err);
+    if (r == 0)
+        r = load_gains(dit, w, with_text, err);
     if (r == 0)
         r = attention_half(dit, &img, &txt, with_text, err);
-    if (r < 0)
-        return r;
-    hr_dit_tap(dit, "half.img", a->img, HR_DTYPE_F32, g->n_img, dit->model.width);
-    r = mlp(dit, &img, err);
+    if (r == 0)
+        r = mlp(dit, &img, err);
     if (r == 0 && with_text)
         r = mlp(dit, &txt, err);
     if (r == 0) {
-        hr_dit_tap(dit, "block.img", a->img, HR_DTYPE_F32, g->n_img, dit->model.width);
-        hr_dit_tap(dit, "block.txt", a->txt, HR_DTYPE_F32, g->n_txt, dit->model.width);
+        tap_flow(dit, &img, "block", side_of(dit, &img, 0).x, HR_DTYPE_F32);
+        tap_flow(dit, &txt, "block", side_of(dit, &txt, 0).x, HR_DTYPE_F32);
     }
     return r;
 }

@@ -34,10 +34,11 @@ static int upload(struct hr_dit *dit, float *dst, const float *src, size_t n, st
 }
 
 /* out = epilogue(x w^T + bias), all dense and F32. */
-static int linear_f32(struct hr_dit *dit, const struct hr_linear_weights *w, const float *x,
-                      size_t n_tokens, enum hr_epilogue epilogue, float *out, struct hr_error *err)
+static struct hr_linear linear_f32(const struct hr_dit *dit, const struct hr_linear_weights *w,
+                                   const float *x, size_t n_tokens, enum hr_epilogue epilogue,
+                                   float *out)
 {
-    const struct hr_linear p = {
+    return (struct hr_linear){
         .x = x,
         .x_dtype = HR_DTYPE_F32,
         .x_stride = (size_t) w->weight->shape[1],
@@ -47,17 +48,25 @@ static int linear_f32(struct hr_dit *dit, const struct hr_linear_weights *w, con
         .out = out,
         .out_dtype = HR_DTYPE_F32,
         .out_stride = (size_t) w->weight->shape[0],
-        .gate = epilogue == HR_EPILOGUE_GATED_RESIDUAL ? dit->arena.ones : NULL,
+        .gate = epilogue == HR_EPILOGUE_GATED_RESIDUAL ? dit->shared.ones : NULL,
         .gate_split = n_tokens,
     };
-    return hr_feed_linear(&dit->feed, w, &p, err);
+}
+
+static int run_linear_f32(struct hr_dit *dit, const struct hr_linear_weights *w, const float *x,
+                          size_t n_tokens, enum hr_epilogue epilogue, float *out,
+                          struct hr_error *err)
+{
+    const struct hr_linear p = linear_f32(dit, w, x, n_tokens, epilogue, out);
+
+    return hr_feed_linear(&dit->feed, w, &p, 1, err);
 }
 
 /* cond = silu(temb); a second row for timestep 0 with zero_cond_t. */
 static int embed_timestep(struct hr_dit *dit, float timestep, struct hr_error *err)
 {
     const struct hr_dit_model *m = &dit->model;
-    const struct hr_dit_arena *a = &dit->arena;
+    const struct hr_dit_shared *sh = &dit->shared;
     const size_t n_cond = m->zero_cond_t ? 2 : 1, D = m->width;
     enum hr_epilogue add = HR_EPILOGUE_STORE;
     float u[2 * HR_DIT_SINUSOID_DIM];
@@ -65,47 +74,66 @@ static int embed_timestep(struct hr_dit *dit, float timestep, struct hr_error *e
 
     hr_dit_sinusoid(u, hr_dit_tau(timestep, dit->timestep_rounding));
     hr_dit_sinusoid(u + HR_DIT_SINUSOID_DIM, 0.0f);
-    r = upload(dit, a->sinusoid, u, n_cond * HR_DIT_SINUSOID_DIM, err);
-    hr_dit_tap(dit, "sinusoid", a->sinusoid, HR_DTYPE_F32, n_cond, HR_DIT_SINUSOID_DIM);
+    r = upload(dit, sh->sinusoid, u, n_cond * HR_DIT_SINUSOID_DIM, err);
+    hr_dit_tap(dit, "sinusoid", sh->sinusoid, HR_DTYPE_F32, n_cond, HR_DIT_SINUSOID_DIM);
     if (r == 0)
-        r = linear_f32(dit, &m->time_1, a->sinusoid, n_cond, HR_EPILOGUE_SILU, a->time_hidden, err);
+        r = run_linear_f32(dit, &m->time_1, sh->sinusoid, n_cond, HR_EPILOGUE_SILU, sh->time_hidden,
+                           err);
     if (r == 0 && m->addition_t) {
-        /* Row 0 of the table, "is RGB", is what temb is added to; see also the arena's cond. */
-        r = hr_feed_vector(&dit->feed, m->addition_t, a->cond, 2 * D, err);
+        /* Row 0 of the table, "is RGB", is what temb is added to; see also the size of cond. */
+        r = hr_feed_vector(&dit->feed, m->addition_t, sh->cond, 2 * D, err);
         add = HR_EPILOGUE_GATED_RESIDUAL;
     }
     if (r == 0)
-        r = linear_f32(dit, &m->time_2, a->time_hidden, n_cond, add, a->cond, err);
+        r = run_linear_f32(dit, &m->time_2, sh->time_hidden, n_cond, add, sh->cond, err);
     if (r < 0)
         return r;
-    hr_dit_tap(dit, "temb", a->cond, HR_DTYPE_F32, n_cond, D);
-    return HR_FEED_RUN(&dit->feed, err, hr_gpu_silu(dit->gpu, a->cond, a->cond, n_cond * D));
+    hr_dit_tap(dit, "temb", sh->cond, HR_DTYPE_F32, n_cond, D);
+    return HR_FEED_RUN(&dit->feed, err, hr_gpu_silu(dit->gpu, sh->cond, sh->cond, n_cond * D));
 }
 
-static int embed_image(struct hr_dit *dit, const struct hr_dit_inputs *in, struct hr_error *err)
+/* Pack the images of one sample and put them on the device. */
+static int upload_image(struct hr_dit *dit, const struct hr_dit_sample *sample,
+                        const struct hr_dit_inputs *in, struct hr_error *err)
 {
-    const struct hr_dit_geometry *g = &dit->geometry;
+    const struct hr_dit_geometry *g = &sample->geometry;
     float *tokens = dit->host;
-    int r;
 
     for (uint32_t i = 0; i < g->n_images; i++) {
         hr_dit_pack(tokens, &in->images[i]);
         tokens += g->images[i].n_tokens * HR_DIT_TOKEN_DIM;
     }
-    r = upload(dit, dit->arena.tokens, dit->host, g->n_img * HR_DIT_TOKEN_DIM, err);
-    hr_dit_tap(dit, "tokens", dit->arena.tokens, HR_DTYPE_F32, g->n_img, HR_DIT_TOKEN_DIM);
+    return upload(dit, sample->buffers.tokens, dit->host, g->n_img * HR_DIT_TOKEN_DIM, err);
+}
+
+static int embed_image(struct hr_dit *dit, const struct hr_dit_inputs *in, struct hr_error *err)
+{
+    const struct hr_linear_weights *w = &dit->model.img_in;
+    struct hr_linear p[HR_SAMPLES_MAX];
+    int r = 0;
+
+    for (uint32_t i = 0; i < dit->n_samples && r == 0; i++) {
+        const struct hr_dit_sample *sample = &dit->samples[i];
+
+        r = upload_image(dit, sample, &in[i], err);
+        p[i] = linear_f32(dit, w, sample->buffers.tokens, sample->geometry.n_img, HR_EPILOGUE_STORE,
+                          sample->buffers.img);
+    }
+    if (r < 0)
+        return r;
+    hr_dit_tap(dit, "tokens", p[0].x, HR_DTYPE_F32, p[0].n_tokens, HR_DIT_TOKEN_DIM);
+    r = hr_feed_linear(&dit->feed, w, p, dit->n_samples, err);
     if (r == 0)
-        r = linear_f32(dit, &dit->model.img_in, dit->arena.tokens, g->n_img, HR_EPILOGUE_STORE,
-                       dit->arena.img, err);
-    if (r == 0)
-        hr_dit_tap(dit, "img_in", dit->arena.img, HR_DTYPE_F32, g->n_img, dit->model.width);
+        hr_dit_tap(dit, "img_in", p[0].out, HR_DTYPE_F32, p[0].n_tokens, dit->model.width);
     return r;
 }
 
-static int embed_text(struct hr_dit *dit, const struct hr_dit_inputs *in, struct hr_error *err)
+/* Drop the padding of one prompt and put it on the device, with the angles of its sample. */
+static int upload_text(struct hr_dit *dit, const struct hr_dit_sample *sample,
+                       const struct hr_dit_inputs *in, struct hr_error *err)
 {
-    const size_t J = dit->model.config.joint_attention_dim, n = dit->geometry.n_txt;
-    const struct hr_dit_arena *a = &dit->arena;
+    const size_t J = dit->model.config.joint_attention_dim;
+    const struct hr_dit_geometry *g = &sample->geometry;
     size_t kept = 0;
     int r;
 
@@ -113,24 +141,42 @@ static int embed_text(struct hr_dit *dit, const struct hr_dit_inputs *in, struct
         if (in->prompt_mask && !in->prompt_mask[j])
             continue;
         memcpy(dit->host + kept * J, in->prompt_emb + j * J, J * sizeof(float));
-        dit->text_index[kept++] = j;
+        sample->text_index[kept++] = j;
     }
-    hr_assert(kept == n);
-    r = upload(dit, a->prompt, dit->host, n * J, err);
-    if (r == 0)
-        r = hr_feed_vector(&dit->feed, dit->model.txt_norm, a->txt_gain, J, err);
-    if (r == 0)
-        r = HR_FEED_RUN(&dit->feed, err,
-                        hr_gpu_rmsnorm(dit->gpu, a->prompt, a->prompt, a->txt_gain, n, J));
+    hr_assert(kept == g->n_txt);
+    r = upload(dit, sample->buffers.prompt, dit->host, g->n_txt * J, err);
     if (r < 0)
         return r;
-    hr_dit_tap(dit, "txt_norm", a->prompt, HR_DTYPE_F32, n, J);
-    r = linear_f32(dit, &dit->model.txt_in, a->prompt, n, HR_EPILOGUE_STORE, a->txt, err);
+    hr_dit_rope(dit->host, g, dit->model.config.use_layer3d_rope, sample->text_index);
+    return upload(dit, sample->buffers.cos_sin, dit->host, g->n_all * 2 * HR_DIT_ROPE_ANGLES, err);
+}
+
+static int embed_text(struct hr_dit *dit, const struct hr_dit_inputs *in, struct hr_error *err)
+{
+    const size_t J = dit->model.config.joint_attention_dim;
+    const struct hr_linear_weights *w = &dit->model.txt_in;
+    struct hr_linear p[HR_SAMPLES_MAX];
+    int r = hr_feed_vector(&dit->feed, dit->model.txt_norm, dit->shared.txt_gain, J, err);
+
+    for (uint32_t i = 0; i < dit->n_samples && r == 0; i++) {
+        const struct hr_dit_sample *sample = &dit->samples[i];
+        float *prompt = sample->buffers.prompt;
+
+        p[i] = linear_f32(dit, w, prompt, sample->geometry.n_txt, HR_EPILOGUE_STORE,
+                          sample->buffers.txt);
+        r = upload_text(dit, sample, &in[i], err);
+        if (r == 0)
+            r = HR_FEED_RUN(&dit->feed, err,
+                            hr_gpu_rmsnorm(dit->gpu, prompt, prompt, dit->shared.txt_gain,
+                                           sample->geometry.n_txt, J));
+    }
     if (r < 0)
         return r;
-    hr_dit_tap(dit, "txt_in", a->txt, HR_DTYPE_F32, n, dit->model.width);
-    hr_dit_rope(dit->host, &dit->geometry, dit->model.config.use_layer3d_rope, dit->text_index);
-    return upload(dit, a->cos_sin, dit->host, dit->geometry.n_all * 2 * HR_DIT_ROPE_ANGLES, err);
+    hr_dit_tap(dit, "txt_norm", p[0].x, HR_DTYPE_F32, p[0].n_tokens, J);
+    r = hr_feed_linear(&dit->feed, w, p, dit->n_samples, err);
+    if (r == 0)
+        hr_dit_tap(dit, "txt_in", p[0].out, HR_DTYPE_F32, p[0].n_tokens, dit->model.width);
+    return r;
 }
 
 static int run_blocks(struct hr_dit *dit, uint64_t forward_begin_ns, uint64_t bytes_before,
@@ -163,38 +209,38 @@ static int run_blocks(struct hr_dit *dit, uint64_t forward_begin_ns, uint64_t by
     return 0;
 }
 
-/* velocity = proj_out(LN(img) * (1 + scale) + shift); here scale comes first. */
-static int head(struct hr_dit *dit, float *velocity, struct hr_error *err)
+/* Rows of a sample that the head computes. */
+static size_t head_rows(const struct hr_dit *dit, const struct hr_dit_sample *sample)
 {
-    const struct hr_dit_geometry *g = &dit->geometry;
-    const struct hr_dit_arena *a = &dit->arena;
-    const size_t D = dit->model.width;
-    const size_t n = dit->complete ? g->n_img : g->n_target_tokens;
-    const struct hr_layernorm_modulate norm = {
-        .out = a->work,
+    return dit->complete ? sample->geometry.n_img : sample->geometry.n_target_tokens;
+}
+
+/* work = LN(img) * (1 + scale) + shift; here scale comes first. */
+static int norm_out(struct hr_dit *dit, const struct hr_dit_sample *sample, struct hr_error *err)
+{
+    const size_t D = dit->model.width, n = head_rows(dit, sample);
+    const struct hr_layernorm_modulate p = {
+        .out = sample->buffers.work,
         .out_dtype = HR_DTYPE_F32,
-        .x = a->img,
-        .shift = a->mod_out + D,
-        .scale = a->mod_out,
+        .x = sample->buffers.img,
+        .shift = dit->shared.mod_out + D,
+        .scale = dit->shared.mod_out,
         .split = n,
         .n_tokens = n,
         .width = D,
     };
-    int r = linear_f32(dit, &dit->model.norm_out, a->cond, 1, HR_EPILOGUE_STORE, a->mod_out, err);
+    return HR_FEED_RUN(&dit->feed, err, hr_gpu_layernorm_modulate(dit->gpu, &p));
+}
 
-    if (r == 0)
-        r = HR_FEED_RUN(&dit->feed, err, hr_gpu_layernorm_modulate(dit->gpu, &norm));
-    if (r < 0)
-        return r;
-    hr_dit_tap(dit, "head", a->work, HR_DTYPE_F32, n, D);
-    /* The residual stream has served: the result takes its place. */
-    r = linear_f32(dit, &dit->model.proj_out, a->work, n, HR_EPILOGUE_STORE, a->img, err);
-    if (r < 0)
-        return r;
-    hr_dit_tap(dit, "proj_out", a->img, HR_DTYPE_F32, n, HR_DIT_TOKEN_DIM);
-    r = HR_FEED_RUN(&dit->feed, err,
-                    hr_gpu_download(dit->gpu, dit->host, a->img,
-                                    g->n_target_tokens * HR_DIT_TOKEN_DIM * sizeof(float)));
+static int download_velocity(struct hr_dit *dit, const struct hr_dit_sample *sample,
+                             float *velocity, struct hr_error *err)
+{
+    const struct hr_dit_geometry *g = &sample->geometry;
+    const size_t n = g->n_target_tokens * HR_DIT_TOKEN_DIM;
+    const int r =
+        HR_FEED_RUN(&dit->feed, err,
+                    hr_gpu_download(dit->gpu, dit->host, sample->buffers.img, n * sizeof(float)));
+
     if (r < 0)
         return r;
     for (uint32_t i = 0; i < g->n_targets; i++) {
@@ -205,49 +251,85 @@ static int head(struct hr_dit *dit, float *velocity, struct hr_error *err)
     return 0;
 }
 
+/* velocity = proj_out(norm_out(img)), which takes the place of the residual stream: it has served.
+ */
+static int head(struct hr_dit *dit, float *const *velocities, struct hr_error *err)
+{
+    const struct hr_linear_weights *w = &dit->model.proj_out;
+    struct hr_linear p[HR_SAMPLES_MAX];
+    int r = run_linear_f32(dit, &dit->model.norm_out, dit->shared.cond, 1, HR_EPILOGUE_STORE,
+                           dit->shared.mod_out, err);
+
+    for (uint32_t i = 0; i < dit->n_samples && r == 0; i++) {
+        const struct hr_dit_sample *sample = &dit->samples[i];
+
+        r = norm_out(dit, sample, err);
+        p[i] = linear_f32(dit, w, sample->buffers.work, head_rows(dit, sample), HR_EPILOGUE_STORE,
+                          sample->buffers.img);
+    }
+    if (r < 0)
+        return r;
+    hr_dit_tap(dit, "head", p[0].x, HR_DTYPE_F32, p[0].n_tokens, dit->model.width);
+    r = hr_feed_linear(&dit->feed, w, p, dit->n_samples, err);
+    if (r == 0)
+        hr_dit_tap(dit, "proj_out", p[0].out, HR_DTYPE_F32, p[0].n_tokens, HR_DIT_TOKEN_DIM);
+    for (uint32_t i = 0; i < dit->n_samples && r == 0; i++)
+        r = download_velocity(dit, &dit->samples[i], velocities[i], err);
+    return r;
+}
+
 static int check_inputs(const struct hr_dit *dit, const struct hr_dit_inputs *inputs,
                         struct hr_error *err)
 {
-    struct hr_dit_geometry geometry;
-    int r = hr_dit_geometry_init(&geometry, &dit->model, inputs, err);
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        const float timestep = inputs[i].timestep;
+        struct hr_dit_geometry geometry;
+        const int r = hr_dit_geometry_init(&geometry, &dit->model, &inputs[i], err);
 
-    if (r < 0)
-        return r;
-    if (!hr_dit_geometry_equal(&geometry, &dit->geometry))
-        return hr_error_set(err, -EINVAL,
-                            "the inputs differ in size from those the model was opened for");
-    if (!(inputs->timestep >= 0.0f && inputs->timestep <= 1000.0f))
-        return hr_error_set(err, -EINVAL,
-                            "the timestep is %g; expected sigma * 1000, from 0 to 1000",
-                            (double) inputs->timestep);
+        if (r < 0)
+            return r;
+        if (!hr_dit_geometry_equal(&geometry, &dit->samples[i].geometry))
+            return hr_error_set(err, -EINVAL,
+                                "the inputs differ in size from those the model was opened for");
+        if (!(timestep >= 0.0f && timestep <= 1000.0f))
+            return hr_error_set(err, -EINVAL,
+                                "the timestep is %g; expected sigma * 1000, from 0 to 1000",
+                                (double) timestep);
+        if (timestep != inputs[0].timestep)
+            return hr_error_set(err, -EINVAL,
+                                "inputs that share a pass over the weights share the timestep, but "
+                                "the first has %g and input %u has %g",
+                                (double) inputs[0].timestep, i, (double) timestep);
+    }
     return 0;
 }
 
-static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *velocity,
+static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *const *velocities,
                struct hr_error *err)
 {
     const uint64_t begin_ns = hr_now_ns();
-    const struct hr_feed before = dit->feed;
-    int r = embed_timestep(dit, inputs->timestep, err);
+    const uint64_t compute_ns = dit->feed.compute_ns, stall_ns = dit->feed.stall_ns;
+    const uint64_t bytes_used = dit->feed.bytes_used;
+    int r = embed_timestep(dit, inputs[0].timestep, err);
 
     if (r == 0)
         r = embed_image(dit, inputs, err);
     if (r == 0)
         r = embed_text(dit, inputs, err);
     if (r == 0)
-        r = run_blocks(dit, begin_ns, before.bytes_used, err);
+        r = run_blocks(dit, begin_ns, bytes_used, err);
     if (r == 0)
-        r = head(dit, velocity, err);
+        r = head(dit, velocities, err);
     hr_feed_flush(&dit->feed);
 
     dit->stats.wall_ns = hr_now_ns() - begin_ns;
-    dit->stats.compute_ns = dit->feed.compute_ns - before.compute_ns;
-    dit->stats.stall_disk_ns = dit->feed.stall_ns - before.stall_ns;
-    dit->stats.bytes_used = dit->feed.bytes_used - before.bytes_used;
+    dit->stats.compute_ns = dit->feed.compute_ns - compute_ns;
+    dit->stats.stall_disk_ns = dit->feed.stall_ns - stall_ns;
+    dit->stats.bytes_used = dit->feed.bytes_used - bytes_used;
     return r;
 }
 
-int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *velocity,
+int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *const *velocities,
                    struct hr_error *err)
 {
     int r = check_inputs(dit, inputs, err);
@@ -259,7 +341,7 @@ int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float
     if (dit->n_done == dit->n_forwards)
         return hr_error_set(err, -ENODATA, "all %u forwards that the model was opened for are done",
                             dit->n_forwards);
-    r = run(dit, inputs, velocity, err);
+    r = run(dit, inputs, velocities, err);
     if (r < 0)
         dit->failed = r;
     else

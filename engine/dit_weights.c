@@ -111,38 +111,46 @@ static size_t dtype_bytes(enum hr_dtype dtype)
     return hr_dtype_bits(dtype) / 8;
 }
 
+/* The products of one band: rows `done` to done + n_rows of the layer's output. */
+static int run_band(struct hr_feed *feed, const struct hr_linear *p, uint32_t n,
+                    const struct hr_tensor *w, const void *data, uint64_t done, uint64_t n_rows,
+                    struct hr_error *err)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; i < n && r == 0; i++) {
+        struct hr_linear band = p[i];
+
+        band.w = data;
+        band.w_dtype = w->dtype;
+        band.bias = feed->bias + done;
+        band.n_out = (size_t) n_rows;
+        band.out = (char *) band.out + done * dtype_bytes(band.out_dtype);
+        if (band.gate)
+            band.gate += done;
+        r = HR_FEED_RUN(feed, err, hr_gpu_linear(feed->gpu, &band));
+    }
+    return r;
+}
+
 int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
-                   const struct hr_linear *p, struct hr_error *err)
+                   const struct hr_linear *p, uint32_t n, struct hr_error *err)
 {
     const struct hr_tensor *w = layer->weight;
     struct hr_gpu_weight weight;
     struct hr_unit unit;
     int r;
 
+    hr_assert(n >= 1 && w->shape[1] == p->n_in);
     hr_assert(w->shape[0] <= feed->bias_max);
-    hr_assert(w->shape[1] == p->n_in);
     r = hr_feed_vector(feed, layer->bias, feed->bias, (size_t) w->shape[0], err);
-    if (r < 0)
-        return r;
-    for (uint64_t done = 0; done < w->shape[0]; done += unit.n_rows) {
+    for (uint64_t done = 0; r == 0 && done < w->shape[0]; done += unit.n_rows) {
         r = take(feed, w, &unit, &weight, err);
         if (r < 0)
             return r;
         hr_assert(unit.row_begin == done);
-
-        struct hr_linear band = *p;
-
-        band.w = weight.data;
-        band.w_dtype = w->dtype;
-        band.bias = feed->bias + done;
-        band.n_out = (size_t) unit.n_rows;
-        band.out = (char *) p->out + done * dtype_bytes(p->out_dtype);
-        if (p->gate)
-            band.gate = p->gate + done;
-        r = HR_FEED_RUN(feed, err, hr_gpu_linear(feed->gpu, &band));
+        r = run_band(feed, p, n, w, weight.data, done, unit.n_rows, err);
         give_back(feed, &unit, &weight);
-        if (r < 0)
-            return r;
     }
-    return 0;
+    return r;
 }

@@ -209,7 +209,8 @@ static int linear_tiles(const struct hr_cpu *cpu, const struct hr_linear *p)
     /* f32 weights that meet x in bf16 must be rounded, even for a product in f32 */
     job.convert_w = p->w_dtype != (job.bf16 ? HR_DTYPE_BF16 : HR_DTYPE_F32) || job.convert_x;
     job.n_tokens = hr_cpu_tile(p->n_tokens, HR_TILE_TOKENS);
-    job.n_rows = hr_min_u64(p->n_out, p->n_tokens <= HR_TILE_TOKENS ? 64 : HR_TILE_ROWS);
+    job.n_rows =
+        hr_min_u64(p->n_out, p->n_tokens <= HR_TILE_TOKENS && !job.convert_w ? 64 : HR_TILE_ROWS);
     job.k_piece = job.convert_x || job.convert_w ? hr_min_u64(HR_TILE_K, p->n_in) : p->n_in;
     job.n_token_tiles = (size_t) hr_div_ceil(p->n_tokens, job.n_tokens);
 

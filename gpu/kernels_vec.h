@@ -228,7 +228,7 @@ HR_INLINE vf vexp(vf x)
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * (r * r) + r + 1.0f;
-    return (vf) ((vi) y + (((vi) t - 0x4b400000) << 23));
+    return (vf) ((vu) y + (((vu) t - 0x4b400000) << 23));
 }
 
 /* x / (1 + exp(-z)) */

@@ -234,7 +234,11 @@ enum hr_activation {
 
 enum hr_switch { HR_SWITCH_AUTO, HR_SWITCH_ON, HR_SWITCH_OFF };
 
-enum { HR_LATENT_CHANNELS = 16, HR_IMAGES_MAX = 32 };
+enum {
+    HR_LATENT_CHANNELS = 16,
+    HR_IMAGES_MAX = 32,  /* of one input                       */
+    HR_SAMPLES_MAX = 16, /* inputs in one pass over the weights */
+};
 
 /* One VAE latent [16, h, w] f32, normalised per channel; h and w even, 2..1024. */
 struct hr_latent {
@@ -304,11 +308,13 @@ struct hr_dit;
 
 /* Check the checkpoint against the model, take all memory for inputs of the given sizes and start
  * reading. The checkpoint is borrowed until close; of `inputs` only sizes are used.
+ * @param n_inputs  1..HR_SAMPLES_MAX inputs that go through the weights together, such as a
+ * positive and a negative prompt; each gives the bits that it gives alone
  * @return 0; -ENOENT tensor missing, -EBADMSG wrong shape or config, -EOPNOTSUPP dtype or model not
  *         supported, -ENOMEM budget too small (the message says what is needed), -EINVAL. */
 HR_API int hr_dit_open(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
                        const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
-                       struct hr_error *err);
+                       uint32_t n_inputs, struct hr_error *err);
 
 /* Width that prompt_emb must have: joint_attention_dim of the checkpoint's config, or as its
  * tensors tell. Usable before hr_dit_open(). */
@@ -316,11 +322,13 @@ HR_API int hr_dit_joint_dim(const struct hr_checkpoint *checkpoint, uint32_t *re
                             struct hr_error *err);
 
 /* One forward: the flow velocity of the targets, noise minus data.
- * @param velocity  [n_targets, 16, h, w] f32, written on success only
- * @return 0, -EINVAL sizes differ from those given to hr_dit_open() or the timestep is not a
+ * @param inputs      as many as were given to hr_dit_open(), of the same sizes, one timestep for
+ * all
+ * @param velocities  for each input [n_targets, 16, h, w] f32, written on success only
+ * @return 0, -EINVAL sizes differ from those given to hr_dit_open(), timesteps differ or are no
  *         number in 0..1000, -ENODATA all n_forwards are done, or an error of the stream. */
-HR_API int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *velocity,
-                          struct hr_error *err);
+HR_API int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs,
+                          float *const *velocities, struct hr_error *err);
 
 HR_API void hr_dit_get_stats(const struct hr_dit *dit, struct hr_dit_stats *ret_stats);
 HR_API void hr_dit_interrupt(struct hr_dit *dit);

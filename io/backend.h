@@ -48,7 +48,7 @@ void hr_io_file_close(struct hr_io_file *file);
 struct hr_ring {
     uint8_t *base; /* aligned to 2 MiB */
     uint64_t size_bytes;
-    const char *pages; /* for the log: "huge pages", "transparent huge pages" or "4 KiB pages" */
+    uint64_t huge_bytes; /* of them in huge pages, as far as /proc tells */
 };
 
 /* Map and touch size_bytes (a multiple of 2 MiB). @return 0 or -ENOMEM. */

@@ -9,7 +9,8 @@
  *
  *   reader_plan.c  ranges -> placement in the ring -> aligned block reads (pure, no I/O)
  *   ring.c         the memory: huge pages where there are any, touched when created
- *   reader.c       the thread: depth, short reads, retries, hand-over, statistics
+ *   reader.c       the thread: depth, hand-over, statistics
+ *   reader_done.c  what becomes of a read: short ones, repetitions, bad sectors, lost O_DIRECT
  *   backend.c      choice of a backend; io_uring.c, io_pread.c, io_null.c, io_fault.c implement it
  *   file.c         O_DIRECT and its alignment, asked from the file itself
  *
@@ -67,8 +68,9 @@ struct hr_slice {
 
 struct hr_reader;
 
-/* Take the ring, open the backend, probe it by reading one block; no thread yet. Reports once, at
- * HR_LOG_INFO, which backend was taken and at HR_LOG_WARN what was rejected, with errno and remedy.
+/* Take the ring, start the thread, which opens the backend and probes it by reading one block, and
+ * wait for its verdict; nothing else is read yet. Reports once, at HR_LOG_INFO, which backend was
+ * taken and at HR_LOG_WARN what was rejected, with errno and remedy.
  * @return 0; -EINVAL parameters out of range, -ENODEV no backend works (names all reasons),
  *         -EOPNOTSUPP HR_DIRECT_ON where a file's system refuses it, -ENOMEM. */
 int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_params *params,

@@ -326,9 +326,10 @@ static void log_choice(const struct hr_reader *reader)
     const struct hr_stream_stats *stats = &reader->shared->stats;
 
     hr_log(HR_LOG_INFO,
-           "io: %s, %s, up to %u reads of %u KiB in flight, ring of %" PRIu64 " MiB in %s",
+           "io: %s, %s, up to %u reads of %u KiB in flight, ring of %" PRIu64 " MiB (%" PRIu64
+           " in huge pages)",
            stats->io_name, stats->direct ? "direct" : "through the page cache", stats->depth,
-           stats->block_bytes >> 10, stats->ring_bytes / HR_MIB, reader->ring.pages);
+           stats->block_bytes >> 10, stats->ring_bytes / HR_MIB, reader->ring.huge_bytes / HR_MIB);
 }
 
 int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_params *params,

@@ -2,10 +2,14 @@
 /* ring.c -- the memory that files are read into: one anonymous mapping, in huge pages where the
  * system has them, touched at once so that nothing faults or fails later.
  *
- * Huge pages make registering the memory (with io_uring, with a GPU) some fifteen times cheaper.
+ * Huge pages make registering the memory (with io_uring, with a GPU) some fifteen times cheaper,
+ * and reads faster where the disk takes few segments per request: a block in scattered 4 KiB pages
+ * is cut into many requests (seen on a virtio disk: 1.5 instead of 2.8 GB/s).
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -38,24 +42,46 @@ static uint8_t *map_aligned(size_t size_bytes)
     return p + before;
 }
 
+/* Bytes of the mapping at base that the kernel could give as huge pages; 0 where it does not say.
+ */
+static uint64_t transparent_huge_bytes(const void *base)
+{
+    FILE *smaps = fopen("/proc/self/smaps", "re");
+    char line[512];
+    bool found = false;
+    uint64_t kib = 0;
+
+    if (!smaps)
+        return 0;
+    while (fgets(line, sizeof(line), smaps)) {
+        char *end;
+        const uint64_t begin = strtoull(line, &end, 16);
+
+        if (*end == '-')
+            found = begin == (uintptr_t) base;
+        else if (found && sscanf(line, "AnonHugePages: %" SCNu64, &kib) == 1)
+            break;
+    }
+    fclose(smaps);
+    return kib * HR_KIB;
+}
+
 int hr_ring_init(struct hr_ring *ring, uint64_t size_bytes, struct hr_error *err)
 {
     hr_assert(size_bytes > 0 && size_bytes % HUGE_BYTES == 0);
 
-    ring->pages = "huge pages";
-    ring->base = map_anonymous(size_bytes, MAP_HUGETLB | MAP_HUGE_2MB | MAP_POPULATE);
-    if (!ring->base) {
-        ring->base = map_aligned(size_bytes);
-        if (!ring->base)
-            return hr_error_set(err, -ENOMEM, "no memory for a ring of %" PRIu64 " MiB",
-                                size_bytes / HR_MIB);
-        const bool transparent = madvise(ring->base, size_bytes, MADV_HUGEPAGE) == 0;
-        ring->pages = transparent ? "transparent huge pages" : "4 KiB pages";
-    }
+    uint8_t *huge = map_anonymous(size_bytes, MAP_HUGETLB | MAP_HUGE_2MB | MAP_POPULATE);
+    ring->base = huge ? huge : map_aligned(size_bytes);
+    if (!ring->base)
+        return hr_error_set(err, -ENOMEM, "no memory for a ring of %" PRIu64 " MiB",
+                            size_bytes / HR_MIB);
     ring->size_bytes = size_bytes;
+    if (!huge)
+        madvise(ring->base, size_bytes, MADV_HUGEPAGE);
     /* A child process has no use for it, and fork() would copy pages that are pinned. */
     madvise(ring->base, size_bytes, MADV_DONTFORK);
     memset(ring->base, 0, size_bytes);
+    ring->huge_bytes = huge ? size_bytes : transparent_huge_bytes(ring->base);
     return 0;
 }
 

@@ -39,7 +39,7 @@ static struct hr_dit *open_dit(const struct hr_dit_params *params)
     struct hr_dit *dit = NULL;
     struct hr_error err = {0};
 
-    if (hr_dit_open(&dit, model.checkpoint, params, &model.inputs, &err) < 0)
+    if (hr_dit_open(&dit, model.checkpoint, params, &model.inputs, 1, &err) < 0)
         fail_msg("%s", err.message);
     return dit;
 }
@@ -50,10 +50,16 @@ static void expect_open_fails(const struct hr_dit_params *params,
     struct hr_dit *dit = NULL;
     struct hr_error err = {0};
 
-    assert_int_equal(hr_dit_open(&dit, model.checkpoint, params, inputs, &err), code);
+    assert_int_equal(hr_dit_open(&dit, model.checkpoint, params, inputs, 1, &err), code);
     assert_null(dit);
     if (!strstr(err.message, word))
         fail_msg("\"%s\" does not say \"%s\"", err.message, word);
+}
+
+static int forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *velocity,
+                   struct hr_error *err)
+{
+    return hr_dit_forward(dit, inputs, &velocity, err);
 }
 
 static void test_params(void **state)
@@ -106,26 +112,26 @@ static void test_forwards(void **state)
     struct hr_error err = {0};
 
     (void) state;
-    assert_int_equal(hr_dit_forward(dit, &in, first, &err), 0);
+    assert_int_equal(forward(dit, &in, first, &err), 0);
     /* Refused inputs change nothing and take no turn. */
     in.timestep = NAN;
-    assert_int_equal(hr_dit_forward(dit, &in, again, &err), -EINVAL);
+    assert_int_equal(forward(dit, &in, again, &err), -EINVAL);
     assert_non_null(strstr(err.message, "timestep"));
     hr_error_clear(&err);
     in = model.inputs;
     in.images[0].w = 8;
-    assert_int_equal(hr_dit_forward(dit, &in, again, &err), -EINVAL);
+    assert_int_equal(forward(dit, &in, again, &err), -EINVAL);
     assert_non_null(strstr(err.message, "differ in size"));
     hr_error_clear(&err);
 
     in = model.inputs;
     in.timestep = 20.0f;
-    assert_int_equal(hr_dit_forward(dit, &in, other, &err), 0);
+    assert_int_equal(forward(dit, &in, other, &err), 0);
     assert_memory_not_equal(first, other, sizeof(first));
     in.timestep = 750.0f;
-    assert_int_equal(hr_dit_forward(dit, &in, again, &err), 0);
+    assert_int_equal(forward(dit, &in, again, &err), 0);
     assert_memory_equal(first, again, sizeof(first));
-    assert_int_equal(hr_dit_forward(dit, &in, again, &err), -ENODATA);
+    assert_int_equal(forward(dit, &in, again, &err), -ENODATA);
 
     hr_dit_get_stats(dit, &stats);
     assert_int_equal(stats.n_blocks, 3);
@@ -147,13 +153,66 @@ static void test_failed_stays_failed(void **state)
     struct hr_dit *dit =
         open_dit(&(struct hr_dit_params){.stream = {.io = "fault", .block_bytes = 64 << 10}});
 
-    assert_int_equal(hr_dit_forward(dit, &model.inputs, velocity, &err), -EIO);
+    assert_int_equal(forward(dit, &model.inputs, velocity, &err), -EIO);
     assert_non_null(strstr(err.message, "tensor"));
     hr_error_clear(&err);
-    assert_int_equal(hr_dit_forward(dit, &model.inputs, velocity, &err), -EIO);
+    assert_int_equal(forward(dit, &model.inputs, velocity, &err), -EIO);
     assert_non_null(strstr(err.message, "earlier forward failed"));
     hr_dit_close(&dit);
     unsetenv("HEADRACE_FAULTS");
+}
+
+/* Prompts of different length, and another picture size, in one pass: each as it is alone, to the
+ * bit. */
+static void test_samples_share_a_pass(void **state)
+{
+    static float alone[3][16 * 8 * 12], together[3][16 * 8 * 12];
+    float *velocities[] = {together[0], together[1], together[2]};
+    struct hr_dit_inputs inputs[3] = {model.inputs, model.inputs, model.inputs};
+    static float other[16 * 8 * 12];
+    struct hr_dit_stats one, three;
+    struct hr_error err = {0};
+
+    (void) state;
+    hr_synth_values(other, "other", 0, HR_ARRAY_SIZE(other), 3, 12, 1.7);
+    inputs[1].n_text = 2;
+    inputs[2].images[0] = (struct hr_latent){other, 8, 12};
+    for (int precision = HR_PRECISION_BF16; precision <= HR_PRECISION_F32; precision++) {
+        const struct hr_dit_params params = {.precision = (enum hr_precision) precision};
+        struct hr_dit *dit = NULL;
+
+        for (unsigned i = 0; i < 3; i++) {
+            assert_int_equal(hr_dit_open(&dit, model.checkpoint, &params, &inputs[i], 1, &err), 0);
+            assert_int_equal(forward(dit, &inputs[i], alone[i], &err), 0);
+            hr_dit_get_stats(dit, &one);
+            hr_dit_close(&dit);
+        }
+        assert_int_equal(hr_dit_open(&dit, model.checkpoint, &params, inputs, 3, &err), 0);
+        assert_int_equal(hr_dit_forward(dit, inputs, velocities, &err), 0);
+        hr_dit_get_stats(dit, &three);
+        assert_int_equal(three.bytes_used, one.bytes_used); /* one pass over the weights */
+        assert_memory_equal(alone, together, sizeof(alone));
+        hr_dit_close(&dit);
+    }
+}
+
+static void test_samples_share_a_timestep(void **state)
+{
+    struct hr_dit_inputs inputs[2] = {model.inputs, model.inputs};
+    float a[N_VELOCITY], b[N_VELOCITY], *velocities[] = {a, b};
+    struct hr_error err = {0};
+    struct hr_dit *dit = NULL;
+
+    (void) state;
+    assert_int_equal(hr_dit_open(&dit, model.checkpoint, NULL, inputs, 2, &err), 0);
+    inputs[1].timestep = 20.0f;
+    assert_int_equal(hr_dit_forward(dit, inputs, velocities, &err), -EINVAL);
+    assert_non_null(strstr(err.message, "share the timestep"));
+    hr_dit_close(&dit);
+    hr_error_clear(&err);
+    assert_int_equal(hr_dit_open(&dit, model.checkpoint, NULL, inputs, 17, &err), -EINVAL);
+    hr_error_clear(&err);
+    assert_int_equal(hr_dit_open(&dit, model.checkpoint, NULL, inputs, 0, &err), -EINVAL);
 }
 
 static void *interrupt_soon(void *arg)
@@ -175,7 +234,7 @@ static void test_interrupt(void **state)
 
     assert_int_equal(pthread_create(&thread, NULL, interrupt_soon, dit), 0);
     while (r == 0)
-        r = hr_dit_forward(dit, &model.inputs, velocity, &err);
+        r = forward(dit, &model.inputs, velocity, &err);
     assert_int_equal(r, -ECANCELED);
     assert_non_null(strstr(err.message, "interrupted"));
     pthread_join(thread, NULL);
@@ -194,7 +253,7 @@ static void test_memory_is_flat(void **state)
     struct hr_dit *dit = open_dit(&(struct hr_dit_params){.n_forwards = 200});
 
     for (unsigned i = 0; i < 200; i++) {
-        assert_int_equal(hr_dit_forward(dit, &model.inputs, velocity, &err), 0);
+        assert_int_equal(forward(dit, &model.inputs, velocity, &err), 0);
         if (i == 4)
             after_first = hr_memory_now().resident_bytes;
     }
@@ -292,11 +351,18 @@ static void test_rope_positions(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_params),      cmocka_unit_test(test_inputs),
-        cmocka_unit_test(test_forwards),    cmocka_unit_test(test_failed_stays_failed),
-        cmocka_unit_test(test_interrupt),   cmocka_unit_test(test_memory_is_flat),
-        cmocka_unit_test(test_names),       cmocka_unit_test(test_timestep),
-        cmocka_unit_test(test_pack_unpack), cmocka_unit_test(test_rope_positions),
+        cmocka_unit_test(test_params),
+        cmocka_unit_test(test_inputs),
+        cmocka_unit_test(test_forwards),
+        cmocka_unit_test(test_samples_share_a_pass),
+        cmocka_unit_test(test_samples_share_a_timestep),
+        cmocka_unit_test(test_failed_stays_failed),
+        cmocka_unit_test(test_interrupt),
+        cmocka_unit_test(test_memory_is_flat),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_timestep),
+        cmocka_unit_test(test_pack_unpack),
+        cmocka_unit_test(test_rope_positions),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

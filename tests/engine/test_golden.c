@@ -197,10 +197,10 @@ static void run_case(const struct golden_case *c, struct taps *taps, float *velo
     model_fixture_prompt(&f, N_TEXT, JOINT);
     f.inputs.timestep = 750.0f;
 
-    int r = hr_dit_open_tapped(&dit, f.checkpoint, &params, &f.inputs, keep, taps, true, &err);
+    int r = hr_dit_open_tapped(&dit, f.checkpoint, &params, &f.inputs, 1, keep, taps, true, &err);
 
     if (r == 0)
-        r = hr_dit_forward(dit, &f.inputs, velocity, &err);
+        r = hr_dit_forward(dit, &f.inputs, &velocity, &err);
     if (r < 0)
         fail_msg("%s: %s", c->name, err.message);
     hr_dit_close(&dit);
@@ -282,12 +282,12 @@ static void test_intermediates(void **state)
     const float attention[] = {-0.119083f, 0.140833f, -0.050141f, -0.766904f};
     const float mlp[] = {-0.232524f, 0.831814f, -0.638688f, 0.577978f};
 
-    expect_added(&taps, "half.img", "img_in", 0, mod + 2 * D, attention, 4);
-    expect_added(&taps, "block.img", "half.img", 0, mod + 5 * D, mlp, 4);
-    EXPECT(&taps, "block.img", 0, 0, 0, -1.895829f, -0.880971f, -1.538028f, 0.113438f);
-    EXPECT(&taps, "block.txt", 0, 0, 0, -0.035234f, 0.430592f, 1.563745f, -2.412287f);
-    EXPECT(&taps, "block.img", 1, 0, 0, -1.672826f, -0.797836f, -0.920182f, 0.272699f);
-    EXPECT(&taps, "block.txt", 1, 0, 0, -0.461525f, 0.264534f, 1.567516f, -2.567336f);
+    expect_added(&taps, "img.half", "img_in", 0, mod + 2 * D, attention, 4);
+    expect_added(&taps, "img.block", "img.half", 0, mod + 5 * D, mlp, 4);
+    EXPECT(&taps, "img.block", 0, 0, 0, -1.895829f, -0.880971f, -1.538028f, 0.113438f);
+    EXPECT(&taps, "txt.block", 0, 0, 0, -0.035234f, 0.430592f, 1.563745f, -2.412287f);
+    EXPECT(&taps, "img.block", 1, 0, 0, -1.672826f, -0.797836f, -0.920182f, 0.272699f);
+    EXPECT(&taps, "txt.block", 1, 0, 0, -0.461525f, 0.264534f, 1.567516f, -2.567336f);
     EXPECT(&taps, "head", 0, 0, 0, -1.212808f, -0.987669f, -0.808965f, 0.059033f);
     const float first[] = {0.412596f, -2.255237f, -0.191059f, -0.453437f};
     const float last[] = {-0.536760f, 0.054424f, 2.116554f, 0.624618f};

@@ -31,9 +31,9 @@ static void keep(void *user, const char *name, const float *data, size_t rows, s
 {
     struct outputs *o = user;
 
-    if (strcmp(name, "block.img") == 0)
+    if (strcmp(name, "img.block") == 0)
         o->img = copy(data, o->n_img = rows * cols);
-    else if (strcmp(name, "block.txt") == 0)
+    else if (strcmp(name, "txt.block") == 0)
         o->txt = copy(data, o->n_txt = rows * cols);
     else if (strcmp(name, "proj_out") == 0)
         o->velocity = copy(data, o->n_velocity = rows * cols);
@@ -45,10 +45,10 @@ static void run(const struct model_fixture *f, enum hr_precision precision, stru
     float velocity[16 * SIDE * SIDE];
     struct hr_error err = {0};
     struct hr_dit *dit = NULL;
-    int r = hr_dit_open_tapped(&dit, f->checkpoint, &params, &f->inputs, keep, o, true, &err);
+    int r = hr_dit_open_tapped(&dit, f->checkpoint, &params, &f->inputs, 1, keep, o, true, &err);
 
     if (r == 0)
-        r = hr_dit_forward(dit, &f->inputs, velocity, &err);
+        r = hr_dit_forward(dit, &f->inputs, &(float *){velocity}, &err);
     if (r < 0)
         fail_msg("%s", err.message);
     hr_dit_close(&dit);

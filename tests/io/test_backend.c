@@ -137,12 +137,12 @@ static void null_backend_completes(void **state)
 
 /* ---- refusals --------------------------------------------------------------------------- */
 
-/* From now on io_uring_setup() fails with EPERM, as in a container. */
-static int forbid_io_uring(void)
+/* From now on this system call fails with EPERM, as io_uring's do in a container. */
+static int forbid(uint32_t call)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -158,7 +158,7 @@ static int forbidden_io_uring(void)
     struct hr_stream_stats stats;
     struct hr_error err = {0};
 
-    if (forbid_io_uring() < 0)
+    if (forbid(SYS_io_uring_setup) < 0)
         return SKIPPED;
     io_log_capture(HR_LOG_INFO);
     CHECK(stream_with("auto", &stats, NULL) == 0);
@@ -176,6 +176,26 @@ static void forbidden_io_uring_is_passed_over(void **state)
     if (!HAVE_LIBURING)
         skip();
     in_child(forbidden_io_uring);
+}
+
+static int nothing_works(void)
+{
+    struct hr_error err = {0};
+
+    if (forbid(SYS_io_uring_setup) < 0 || forbid(SYS_pread64) < 0)
+        return SKIPPED;
+    io_log_capture(HR_LOG_WARN);
+    CHECK(stream_with("auto", NULL, &err) == -ENODEV);
+    CHECK(strstr(err.message, "pread: a trial read failed: Operation not permitted"));
+    if (HAVE_LIBURING)
+        CHECK(strstr(err.message, "io_uring: Operation not permitted; a seccomp"));
+    return 0;
+}
+
+static void exhaustion_names_all_reasons(void **state)
+{
+    (void) state;
+    in_child(nothing_works);
 }
 
 static int no_locked_memory(void)
@@ -251,6 +271,7 @@ int main(void)
         cmocka_unit_test(choice_is_said_once),
         cmocka_unit_test(null_backend_completes),
         cmocka_unit_test(forbidden_io_uring_is_passed_over),
+        cmocka_unit_test(exhaustion_names_all_reasons),
         cmocka_unit_test(locked_memory_is_not_needed),
         cmocka_unit_test(replaced_path_is_no_matter),
         cmocka_unit_test(buffered_on_demand),
