@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/checkpoint.h"
 #include "engine/dit.h"
@@ -13,6 +14,7 @@ enum {
     SLACK_BYTES = 24 << 20,     /* stacks, tables, pages of libraries that are yet to be touched */
     RING_BYTES_MAX = 256 << 20, /* what a budget is used for: a longer ring is no faster */
     RING_STEP_BYTES = 2 << 20,
+    MODS_BYTES_MAX = 512 << 20, /* of memory for modulation vectors, where no limit was given */
 };
 
 /* ---- arena -------------------------------------------------------------------------------- */
@@ -65,17 +67,16 @@ static void carve_sample(struct carver *c, const struct hr_dit *dit, struct hr_d
 
 uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
 {
-    const uint64_t D = dit->model.width, n_cond = dit->model.zero_cond_t ? 2 : 1;
+    const uint64_t D = dit->model.width, R = hr_dit_cond_rows(dit);
     struct carver c = {.gpu = gpu};
 
     dit->shared = (struct hr_dit_shared){
-        .sinusoid = carve_f32(&c, n_cond * HR_DIT_SINUSOID_DIM),
-        .time_hidden = carve_f32(&c, n_cond * D),
-        .cond = carve_f32(&c, 2 * D),
+        .sinusoid = carve_f32(&c, R * HR_DIT_SINUSOID_DIM),
+        .time_hidden = carve_f32(&c, R * D),
+        .cond = carve_f32(&c, hr_max_u64(R, 2) * D),
         .ones = carve_f32(&c, D),
-        .mod_img = carve_f32(&c, n_cond * 6 * D),
-        .mod_txt = carve_f32(&c, 6 * D),
-        .mod_out = carve_f32(&c, 2 * D),
+        .rows = carve_f32(&c, dit->timesteps ? R * 6 * D : 1),
+        .mods = carve_f32(&c, hr_dit_cond_step_floats(dit)),
         .gains = carve_f32(&c, 4 * HR_HEAD_DIM),
         .txt_gain = carve_f32(&c, dit->model.config.joint_attention_dim),
         .bias = carve_f32(&c, 6 * D),
@@ -89,15 +90,18 @@ uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
 
 struct budget {
     uint64_t process_bytes; /* held before the model was opened */
-    uint64_t arena_bytes, host_bytes, scratch_bytes;
+    uint64_t arena_bytes, host_bytes, mods_bytes, scratch_bytes;
     uint64_t ring_bytes;
 };
 
 /* The one buffer through which everything goes to and from the device. */
 static size_t host_floats(const struct hr_dit *dit)
 {
-    uint64_t n = dit->model.width;
+    const uint64_t D = dit->model.width, R = hr_dit_cond_rows(dit);
+    uint64_t n = hr_max_u64(D, R * HR_DIT_SINUSOID_DIM);
 
+    if (dit->timesteps)
+        n = hr_max_u64(n, hr_max_u64(R * 6 * D, hr_dit_cond_step_floats(dit)));
     for (uint32_t i = 0; i < dit->n_samples; i++) {
         const struct hr_dit_geometry *g = &dit->samples[i].geometry;
 
@@ -106,6 +110,21 @@ static size_t host_floats(const struct hr_dit *dit)
         n = hr_max_u64(n, g->n_txt * dit->model.config.joint_attention_dim);
     }
     return (size_t) n;
+}
+
+/* What modulation vectors of all steps may take of memory before they go to a file. */
+static uint64_t mods_memory_max(const struct hr_dit_params *params)
+{
+    return params->ram_bytes ? params->ram_bytes / 10 : MODS_BYTES_MAX;
+}
+
+static uint64_t mods_memory(const struct hr_dit *dit, const struct hr_dit_params *params)
+{
+    const size_t step_floats = hr_dit_cond_step_floats(dit);
+
+    if (!dit->timesteps || hr_dit_mods_spill(dit->n_forwards, step_floats, mods_memory_max(params)))
+        return 0;
+    return (uint64_t) dit->n_forwards * step_floats * sizeof(float);
 }
 
 static size_t max_tokens(const struct hr_dit *dit)
@@ -145,8 +164,9 @@ static int make_budget(struct budget *b, const struct hr_dit *dit,
     b->host_bytes = host_floats(dit) * sizeof(float);
     for (uint32_t i = 0; i < dit->n_samples; i++)
         b->host_bytes += dit->samples[i].geometry.n_txt * sizeof(uint32_t);
-    const uint64_t fixed =
-        b->process_bytes + b->arena_bytes + b->host_bytes + b->scratch_bytes + SLACK_BYTES;
+    b->mods_bytes = mods_memory(dit, params);
+    const uint64_t fixed = b->process_bytes + b->arena_bytes + b->host_bytes + b->mods_bytes +
+                           b->scratch_bytes + SLACK_BYTES;
 
     if (params->stream.ring_bytes)
         b->ring_bytes = hr_align_up(params->stream.ring_bytes, RING_STEP_BYTES);
@@ -158,13 +178,13 @@ static int make_budget(struct budget *b, const struct hr_dit *dit,
     if (b->ring_bytes >= ring_min &&
         (params->ram_bytes == 0 || fixed + b->ring_bytes <= params->ram_bytes))
         return 0;
-    return hr_error_set(err, -ENOMEM,
-                        "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
-                        "libraries %llu, activations %llu, scratch %llu, ring at least %llu; raise "
-                        "the limit or use a smaller picture",
-                        mib(params->ram_bytes), mib(fixed + ring_min),
-                        mib(b->process_bytes + SLACK_BYTES), mib(b->arena_bytes + b->host_bytes),
-                        mib(b->scratch_bytes), mib(ring_min));
+    return hr_error_set(
+        err, -ENOMEM,
+        "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
+        "libraries %llu, activations %llu, scratch %llu, ring at least %llu; raise "
+        "the limit or use a smaller picture",
+        mib(params->ram_bytes), mib(fixed + ring_min), mib(b->process_bytes + SLACK_BYTES),
+        mib(b->arena_bytes + b->host_bytes + b->mods_bytes), mib(b->scratch_bytes), mib(ring_min));
 }
 
 /* ---- open and close ----------------------------------------------------------------------- */
@@ -204,6 +224,22 @@ static int take_host_memory(struct hr_dit *dit, struct hr_error *err)
     return 0;
 }
 
+static int take_mods(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err)
+{
+    const size_t step_floats = hr_dit_cond_step_floats(dit);
+
+    dit->stats.mods_bytes = (uint64_t) dit->n_forwards * step_floats * sizeof(float);
+    dit->stats.mods_spilled =
+        hr_dit_mods_spill(dit->n_forwards, step_floats, mods_memory_max(params));
+    if (dit->stats.mods_spilled)
+        hr_log(HR_LOG_INFO,
+               "modulation vectors of %u steps, %llu MiB, are more than a tenth of the memory "
+               "limit and go to a temporary file",
+               dit->n_forwards, mib(dit->stats.mods_bytes));
+    return hr_dit_mods_init(&dit->mods, dit->n_forwards, step_floats, mods_memory_max(params),
+                            params->spill_dir, err);
+}
+
 /* Everything that takes memory, in the order budget, device, arena, ring. */
 static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err)
 {
@@ -226,11 +262,14 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
     hr_dit_arena_layout(dit, dit->gpu);
     dit->stats.activation_bytes = budget.arena_bytes;
     r = take_host_memory(dit, err);
+    if (r == 0 && dit->timesteps)
+        r = take_mods(dit, params, err);
     if (r < 0)
         return r;
     stream_params.ring_bytes = budget.ring_bytes;
     hr_log(HR_LOG_INFO, "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu",
-           mib(budget.process_bytes), mib(budget.arena_bytes + budget.host_bytes),
+           mib(budget.process_bytes),
+           mib(budget.arena_bytes + budget.host_bytes + budget.mods_bytes),
            mib(budget.scratch_bytes), mib(budget.ring_bytes));
     return hr_stream_open(&dit->stream, dit->checkpoint, &stream_params, err);
 }
@@ -244,9 +283,27 @@ static int start(struct hr_dit *dit, struct hr_error *err)
         return hr_error_set(err, -ENOMEM, "no memory for %u names", dit->model.n_plan);
     for (uint32_t i = 0; i < dit->model.n_plan; i++)
         names[i] = dit->model.plan[i]->name;
-    r = hr_stream_plan(dit->stream, names, dit->model.n_plan, dit->n_forwards, err);
+    r = hr_stream_plan(dit->stream, names, dit->model.n_plan, dit->model.n_once, dit->n_forwards,
+                       err);
     free(names);
     return r;
+}
+
+/* With a single forward there is nothing to gain up front. */
+static int copy_timesteps(struct hr_dit *dit, const struct hr_dit_params *params,
+                          struct hr_error *err)
+{
+    dit->mods.fd = -1;
+    if (!params->timesteps || dit->n_forwards < 2)
+        return 0;
+    if (dit->n_forwards > HR_DIT_STEPS_MAX)
+        return hr_error_set(err, -EINVAL, "%u timesteps; at most %d can be known up front",
+                            dit->n_forwards, HR_DIT_STEPS_MAX);
+    dit->timesteps = calloc(dit->n_forwards, sizeof(*dit->timesteps));
+    if (!dit->timesteps)
+        return hr_error_set(err, -ENOMEM, "no memory for %u timesteps", dit->n_forwards);
+    memcpy(dit->timesteps, params->timesteps, dit->n_forwards * sizeof(*dit->timesteps));
+    return 0;
 }
 
 static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
@@ -255,7 +312,8 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
     int r = check_params(params, err);
 
     if (r == 0)
-        r = hr_dit_model_init(&dit->model, dit->checkpoint, params, dit->complete, err);
+        r = hr_dit_model_init(&dit->model, dit->checkpoint, params, dit->timesteps != NULL,
+                              dit->complete, err);
     if (r < 0)
         return r;
     if (dit->model.zero_cond_t && dit->model.addition_t)
@@ -313,7 +371,9 @@ int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *chec
     dit->tap_user = tap_user;
     dit->complete = complete;
     atomic_init(&dit->cancelled, 0);
-    r = open_parts(dit, params, inputs, err);
+    r = copy_timesteps(dit, params, err);
+    if (r == 0)
+        r = open_parts(dit, params, inputs, err);
     if (r < 0) {
         hr_dit_close(&dit);
         return r;
@@ -355,12 +415,14 @@ void hr_dit_close(struct hr_dit **dit)
         return;
     hr_stream_close(&d->stream);
     hr_gpu_close(&d->gpu);
+    hr_dit_mods_uninit(&d->mods);
     hr_dit_model_uninit(&d->model);
     for (uint32_t i = 0; i < d->n_samples; i++)
         free(d->samples[i].text_index);
     free(d->samples);
     free(d->block_stats);
     free(d->host);
+    free(d->timesteps);
     free(d);
     *dit = NULL;
 }

@@ -4,6 +4,8 @@
  *   dit_layout.c   which tensors, of which shapes, in which order (the plan of the stream)
  *   dit_tokens.c   latents <-> tokens, positions, rotary angles, timestep sinusoid (host, f32)
  *   dit_weights.c  the next weight from the stream, staged, used and given back
+ *   dit_cond.c     timestep -> modulation vectors, in each forward or for all steps at once
+ *   dit_mods.c     where the vectors of all steps are kept
  *   dit_block.c    one transformer block
  *   dit_forward.c  embeddings, the loop over the blocks, the head
  *   dit.c          open, close, budget, statistics
@@ -19,6 +21,7 @@
 #include <stdatomic.h>
 
 #include "common/common.h"
+#include "engine/dit_mods.h"
 #include "formats/formats.h"
 #include "gpu/gpu.h"
 
@@ -29,6 +32,7 @@ enum {
     HR_DIT_LAYERS_MAX = 10000,
     HR_DIT_SIDE_MAX = 1024, /* of a latent: 8192 pixels */
     HR_DIT_TEXT_MAX = 65536,
+    HR_DIT_STEPS_MAX = 1000, /* timesteps known up front */
 };
 
 /* ---- architecture and weights (dit_layout.c) ---------------------------------------- */
@@ -63,12 +67,16 @@ struct hr_dit_model {
     struct hr_block_weights *blocks;    /* n_layers */
     const struct hr_tensor **plan;      /* n_plan, in order of use */
     uint32_t n_plan;
+    uint32_t n_once; /* leading tensors of the plan that only the first pass needs */
 };
 
-/* Find and check every tensor. complete: plan also what only the last block's text output needs.
+/* Find and check every tensor.
+ * @param up_front  the conditioning (timestep embedding, modulation) comes first and once
+ * @param complete  plan also what only the last block's text output needs
  * @return 0 or as hr_dit_open() */
 int hr_dit_model_init(struct hr_dit_model *model, const struct hr_checkpoint *checkpoint,
-                      const struct hr_dit_params *params, bool complete, struct hr_error *err);
+                      const struct hr_dit_params *params, bool up_front, bool complete,
+                      struct hr_error *err);
 void hr_dit_model_uninit(struct hr_dit_model *model);
 
 /* ---- tokens (dit_tokens.c) ----------------------------------------------------------- */
@@ -163,18 +171,19 @@ struct hr_dit_buffers {
     float *prompt;   /* [S_t, J]; overlies work                              */
 };
 
-/* Device buffers that all samples share. */
+/* Device buffers that all samples share. R conditioning rows: one for each timestep known up front,
+ * or one; and with zero_cond_t one more, the last, for timestep 0. */
 struct hr_dit_shared {
-    float *sinusoid;    /* [C, 256]                         */
-    float *time_hidden; /* [C, D]                           */
-    float *cond;        /* [2, D]: silu(temb), C rows of it */
-    float *ones;        /* [D], for layered                 */
-    float *mod_img;     /* [C, 6D]                          */
-    float *mod_txt;     /* [1, 6D]                          */
-    float *mod_out;     /* [1, 2D]: scale, shift            */
+    float *sinusoid;    /* [R, 256]                                       */
+    float *time_hidden; /* [R, D]                                         */
+    float *cond;        /* [max(R, 2), D]: silu(temb)                     */
+    float *ones;        /* [D], for layered                               */
+    float *rows;        /* [R, 6D]: vectors of one layer, when up front   */
+    float *mods;        /* a step's vectors: for each block (one block, when not up front) image
+                           [C, 6D] and text [6D], then the head's [2D]: scale, shift */
     float *gains;       /* [4, 128]: norm_q, norm_k of image, then of text */
-    float *txt_gain;    /* [J]                              */
-    float *bias;        /* [6D]                             */
+    float *txt_gain;    /* [J]                                            */
+    float *bias;        /* [6D]                                           */
 };
 
 /* One of the inputs that go through the weights together. */
@@ -196,7 +205,9 @@ struct hr_dit {
     struct hr_dit_sample *samples; /* n_samples */
     uint32_t n_samples;
     struct hr_dit_shared shared;
-    float *host; /* tokens, prompt, angles and results on their way */
+    float *host;      /* tokens, prompt, angles and results on their way */
+    float *timesteps; /* n_forwards, when known up front; NULL: not */
+    struct hr_dit_mods mods;
     uint32_t n_forwards, n_done;
     atomic_int cancelled;
     hr_dit_progress_fn *progress;
@@ -222,6 +233,28 @@ void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_
 
 /* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
 uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu);
+
+/* Put n floats on the device. */
+int hr_dit_upload(struct hr_dit *dit, float *dst, const float *src, size_t n, struct hr_error *err);
+/* out = epilogue(x w^T + bias), x [n_tokens, in], out [n_tokens, out], dense and F32. */
+struct hr_linear hr_dit_linear_f32(const struct hr_dit *dit, const struct hr_linear_weights *w,
+                                   const float *x, size_t n_tokens, enum hr_epilogue epilogue,
+                                   float *out);
+
+/* ---- conditioning (dit_cond.c) ----------------------------------------------------------- */
+
+/* Sizes that depend on whether the timesteps are known up front. */
+size_t hr_dit_cond_rows(const struct hr_dit *dit);        /* R */
+size_t hr_dit_cond_step_floats(const struct hr_dit *dit); /* of shared.mods */
+
+/* Begin a forward: the vectors of its timestep, from the store, or the first layers of their
+ * computation. The first forward fills the store. */
+int hr_dit_cond_begin(struct hr_dit *dit, float timestep, struct hr_error *err);
+/* Modulation vectors of a block: image [C, 6D] and text [1, 6D]. */
+int hr_dit_cond_block(struct hr_dit *dit, uint32_t idx, const float **ret_img,
+                      const float **ret_txt, struct hr_error *err);
+/* Of the head: [2D], scale first. */
+int hr_dit_cond_head(struct hr_dit *dit, const float **ret_mod, struct hr_error *err);
 
 /* One block; idx counts from 0. */
 int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err);

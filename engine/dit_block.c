@@ -248,24 +248,6 @@ static int mlp(struct hr_dit *dit, const struct flow *flow, struct hr_error *err
     return r;
 }
 
-/* Modulation vectors of one stream: n_cond rows of 6D from silu(temb). */
-static int modulation(struct hr_dit *dit, const struct hr_stream_weights *w, float *out,
-                      size_t n_cond, struct hr_error *err)
-{
-    const size_t D = dit->model.width;
-    const struct hr_linear p = {
-        .x = dit->shared.cond,
-        .x_dtype = HR_DTYPE_F32,
-        .x_stride = D,
-        .n_tokens = n_cond,
-        .n_in = D,
-        .out = out,
-        .out_dtype = HR_DTYPE_F32,
-        .out_stride = 6 * D,
-    };
-    return hr_feed_linear(&dit->feed, &w->mod, &p, 1, err);
-}
-
 static int load_gains(struct hr_dit *dit, const struct hr_block_weights *w, bool with_text,
                       struct hr_error *err)
 {
@@ -314,30 +296,23 @@ static int attention_half(struct hr_dit *dit, const struct flow *img, const stru
 int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err)
 {
     const struct hr_block_weights *w = &dit->model.blocks[idx];
-    const struct hr_dit_shared *shared = &dit->shared;
+    const float *gains = dit->shared.gains;
     const bool with_text = idx + 1 < dit->model.n_layers || dit->complete;
-    const size_t n_cond = dit->model.zero_cond_t ? 2 : 1;
-    const struct flow img = {
+    struct flow img = {
         .name = "img",
         .is_image = true,
         .w = &w->img,
-        .mod = shared->mod_img,
-        .gain_q = shared->gains,
-        .gain_k = shared->gains + HR_HEAD_DIM,
+        .gain_q = gains,
+        .gain_k = gains + HR_HEAD_DIM,
     };
-    const struct flow txt = {
+    struct flow txt = {
         .name = "txt",
         .w = &w->txt,
-        .mod = shared->mod_txt,
-        .gain_q = shared->gains + 2 * HR_HEAD_DIM,
-        .gain_k = shared->gains + 3 * HR_HEAD_DIM,
+        .gain_q = gains + 2 * HR_HEAD_DIM,
+        .gain_k = gains + 3 * HR_HEAD_DIM,
     };
-    int r = modulation(dit, &w->img, shared->mod_img, n_cond, err);
+    int r = hr_dit_cond_block(dit, idx, &img.mod, &txt.mod, err);
 
-    if (r == 0)
-        hr_dit_tap(dit, "img.mod", shared->mod_img, HR_DTYPE_F32, n_cond, 6 * dit->model.width);
-    if (r == 0)
-        r = modulation(dit, &w->txt, shared->mod_txt, 1, err);
     if (r == 0)
         r = load_gains(dit, w, with_text, err);
     if (r == 0)

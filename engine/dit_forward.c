@@ -28,13 +28,12 @@ void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_
     free(values);
 }
 
-static int upload(struct hr_dit *dit, float *dst, const float *src, size_t n, struct hr_error *err)
+int hr_dit_upload(struct hr_dit *dit, float *dst, const float *src, size_t n, struct hr_error *err)
 {
     return HR_FEED_RUN(&dit->feed, err, hr_gpu_upload(dit->gpu, dst, src, n * sizeof(*src)));
 }
 
-/* out = epilogue(x w^T + bias), all dense and F32. */
-static struct hr_linear linear_f32(const struct hr_dit *dit, const struct hr_linear_weights *w,
+struct hr_linear hr_dit_linear_f32(const struct hr_dit *dit, const struct hr_linear_weights *w,
                                    const float *x, size_t n_tokens, enum hr_epilogue epilogue,
                                    float *out)
 {
@@ -53,45 +52,6 @@ static struct hr_linear linear_f32(const struct hr_dit *dit, const struct hr_lin
     };
 }
 
-static int run_linear_f32(struct hr_dit *dit, const struct hr_linear_weights *w, const float *x,
-                          size_t n_tokens, enum hr_epilogue epilogue, float *out,
-                          struct hr_error *err)
-{
-    const struct hr_linear p = linear_f32(dit, w, x, n_tokens, epilogue, out);
-
-    return hr_feed_linear(&dit->feed, w, &p, 1, err);
-}
-
-/* cond = silu(temb); a second row for timestep 0 with zero_cond_t. */
-static int embed_timestep(struct hr_dit *dit, float timestep, struct hr_error *err)
-{
-    const struct hr_dit_model *m = &dit->model;
-    const struct hr_dit_shared *sh = &dit->shared;
-    const size_t n_cond = m->zero_cond_t ? 2 : 1, D = m->width;
-    enum hr_epilogue add = HR_EPILOGUE_STORE;
-    float u[2 * HR_DIT_SINUSOID_DIM];
-    int r;
-
-    hr_dit_sinusoid(u, hr_dit_tau(timestep, dit->timestep_rounding));
-    hr_dit_sinusoid(u + HR_DIT_SINUSOID_DIM, 0.0f);
-    r = upload(dit, sh->sinusoid, u, n_cond * HR_DIT_SINUSOID_DIM, err);
-    hr_dit_tap(dit, "sinusoid", sh->sinusoid, HR_DTYPE_F32, n_cond, HR_DIT_SINUSOID_DIM);
-    if (r == 0)
-        r = run_linear_f32(dit, &m->time_1, sh->sinusoid, n_cond, HR_EPILOGUE_SILU, sh->time_hidden,
-                           err);
-    if (r == 0 && m->addition_t) {
-        /* Row 0 of the table, "is RGB", is what temb is added to; see also the size of cond. */
-        r = hr_feed_vector(&dit->feed, m->addition_t, sh->cond, 2 * D, err);
-        add = HR_EPILOGUE_GATED_RESIDUAL;
-    }
-    if (r == 0)
-        r = run_linear_f32(dit, &m->time_2, sh->time_hidden, n_cond, add, sh->cond, err);
-    if (r < 0)
-        return r;
-    hr_dit_tap(dit, "temb", sh->cond, HR_DTYPE_F32, n_cond, D);
-    return HR_FEED_RUN(&dit->feed, err, hr_gpu_silu(dit->gpu, sh->cond, sh->cond, n_cond * D));
-}
-
 /* Pack the images of one sample and put them on the device. */
 static int upload_image(struct hr_dit *dit, const struct hr_dit_sample *sample,
                         const struct hr_dit_inputs *in, struct hr_error *err)
@@ -103,7 +63,7 @@ static int upload_image(struct hr_dit *dit, const struct hr_dit_sample *sample,
         hr_dit_pack(tokens, &in->images[i]);
         tokens += g->images[i].n_tokens * HR_DIT_TOKEN_DIM;
     }
-    return upload(dit, sample->buffers.tokens, dit->host, g->n_img * HR_DIT_TOKEN_DIM, err);
+    return hr_dit_upload(dit, sample->buffers.tokens, dit->host, g->n_img * HR_DIT_TOKEN_DIM, err);
 }
 
 static int embed_image(struct hr_dit *dit, const struct hr_dit_inputs *in, struct hr_error *err)
@@ -116,8 +76,8 @@ static int embed_image(struct hr_dit *dit, const struct hr_dit_inputs *in, struc
         const struct hr_dit_sample *sample = &dit->samples[i];
 
         r = upload_image(dit, sample, &in[i], err);
-        p[i] = linear_f32(dit, w, sample->buffers.tokens, sample->geometry.n_img, HR_EPILOGUE_STORE,
-                          sample->buffers.img);
+        p[i] = hr_dit_linear_f32(dit, w, sample->buffers.tokens, sample->geometry.n_img,
+                                 HR_EPILOGUE_STORE, sample->buffers.img);
     }
     if (r < 0)
         return r;
@@ -144,11 +104,12 @@ static int upload_text(struct hr_dit *dit, const struct hr_dit_sample *sample,
         sample->text_index[kept++] = j;
     }
     hr_assert(kept == g->n_txt);
-    r = upload(dit, sample->buffers.prompt, dit->host, g->n_txt * J, err);
+    r = hr_dit_upload(dit, sample->buffers.prompt, dit->host, g->n_txt * J, err);
     if (r < 0)
         return r;
     hr_dit_rope(dit->host, g, dit->model.config.use_layer3d_rope, sample->text_index);
-    return upload(dit, sample->buffers.cos_sin, dit->host, g->n_all * 2 * HR_DIT_ROPE_ANGLES, err);
+    return hr_dit_upload(dit, sample->buffers.cos_sin, dit->host, g->n_all * 2 * HR_DIT_ROPE_ANGLES,
+                         err);
 }
 
 static int embed_text(struct hr_dit *dit, const struct hr_dit_inputs *in, struct hr_error *err)
@@ -162,8 +123,8 @@ static int embed_text(struct hr_dit *dit, const struct hr_dit_inputs *in, struct
         const struct hr_dit_sample *sample = &dit->samples[i];
         float *prompt = sample->buffers.prompt;
 
-        p[i] = linear_f32(dit, w, prompt, sample->geometry.n_txt, HR_EPILOGUE_STORE,
-                          sample->buffers.txt);
+        p[i] = hr_dit_linear_f32(dit, w, prompt, sample->geometry.n_txt, HR_EPILOGUE_STORE,
+                                 sample->buffers.txt);
         r = upload_text(dit, sample, &in[i], err);
         if (r == 0)
             r = HR_FEED_RUN(&dit->feed, err,
@@ -216,15 +177,16 @@ static size_t head_rows(const struct hr_dit *dit, const struct hr_dit_sample *sa
 }
 
 /* work = LN(img) * (1 + scale) + shift; here scale comes first. */
-static int norm_out(struct hr_dit *dit, const struct hr_dit_sample *sample, struct hr_error *err)
+static int norm_out(struct hr_dit *dit, const struct hr_dit_sample *sample, const float *mod,
+                    struct hr_error *err)
 {
     const size_t D = dit->model.width, n = head_rows(dit, sample);
     const struct hr_layernorm_modulate p = {
         .out = sample->buffers.work,
         .out_dtype = HR_DTYPE_F32,
         .x = sample->buffers.img,
-        .shift = dit->shared.mod_out + D,
-        .scale = dit->shared.mod_out,
+        .shift = mod + D,
+        .scale = mod,
         .split = n,
         .n_tokens = n,
         .width = D,
@@ -257,15 +219,15 @@ static int head(struct hr_dit *dit, float *const *velocities, struct hr_error *e
 {
     const struct hr_linear_weights *w = &dit->model.proj_out;
     struct hr_linear p[HR_SAMPLES_MAX];
-    int r = run_linear_f32(dit, &dit->model.norm_out, dit->shared.cond, 1, HR_EPILOGUE_STORE,
-                           dit->shared.mod_out, err);
+    const float *mod = NULL;
+    int r = hr_dit_cond_head(dit, &mod, err);
 
     for (uint32_t i = 0; i < dit->n_samples && r == 0; i++) {
         const struct hr_dit_sample *sample = &dit->samples[i];
 
-        r = norm_out(dit, sample, err);
-        p[i] = linear_f32(dit, w, sample->buffers.work, head_rows(dit, sample), HR_EPILOGUE_STORE,
-                          sample->buffers.img);
+        r = norm_out(dit, sample, mod, err);
+        p[i] = hr_dit_linear_f32(dit, w, sample->buffers.work, head_rows(dit, sample),
+                                 HR_EPILOGUE_STORE, sample->buffers.img);
     }
     if (r < 0)
         return r;
@@ -310,7 +272,7 @@ static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *co
     const uint64_t begin_ns = hr_now_ns();
     const uint64_t compute_ns = dit->feed.compute_ns, stall_ns = dit->feed.stall_ns;
     const uint64_t bytes_used = dit->feed.bytes_used;
-    int r = embed_timestep(dit, inputs[0].timestep, err);
+    int r = hr_dit_cond_begin(dit, inputs[0].timestep, err);
 
     if (r == 0)
         r = embed_image(dit, inputs, err);
@@ -341,6 +303,10 @@ int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float
     if (dit->n_done == dit->n_forwards)
         return hr_error_set(err, -ENODATA, "all %u forwards that the model was opened for are done",
                             dit->n_forwards);
+    if (dit->timesteps && inputs[0].timestep != dit->timesteps[dit->n_done])
+        return hr_error_set(
+            err, -EINVAL, "forward %u has the timestep %g, but the model was opened for %g",
+            dit->n_done, (double) inputs[0].timestep, (double) dit->timesteps[dit->n_done]);
     r = run(dit, inputs, velocities, err);
     if (r < 0)
         dit->failed = r;

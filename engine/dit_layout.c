@@ -41,19 +41,27 @@ struct spec {
         name_ ".weight", offsetof(struct hr_block_weights, member_), HEAD, NONE, when \
     }
 
-static const struct spec specs_before[] = {
+/* The conditioning, which follows from the timestep alone, apart from the rest: it can come first.
+ */
+static const struct spec specs_time[] = {
     MODEL_LINEAR("time_text_embed.timestep_embedder.linear_1", time_1, ONE_D, SINUSOID),
     {"time_text_embed.addition_t_embedding.weight", offsetof(struct hr_dit_model, addition_t), TWO,
      ONE_D, LAYERED},
     MODEL_LINEAR("time_text_embed.timestep_embedder.linear_2", time_2, ONE_D, ONE_D),
+};
+
+static const struct spec specs_in[] = {
     MODEL_LINEAR("img_in", img_in, ONE_D, TOKEN),
     {"txt_norm.weight", offsetof(struct hr_dit_model, txt_norm), JOINT, NONE, ALWAYS},
     MODEL_LINEAR("txt_in", txt_in, ONE_D, JOINT),
 };
 
-static const struct spec specs_block[] = {
+static const struct spec specs_mod[] = {
     BLOCK_LINEAR("img_mod.1", img.mod, SIX_D, ONE_D, ALWAYS),
     BLOCK_LINEAR("txt_mod.1", txt.mod, SIX_D, ONE_D, ALWAYS),
+};
+
+static const struct spec specs_block[] = {
     GAIN("attn.norm_q", img.norm_q, ALWAYS),
     GAIN("attn.norm_k", img.norm_k, ALWAYS),
     GAIN("attn.norm_added_q", txt.norm_q, FOR_TEXT),
@@ -72,8 +80,11 @@ static const struct spec specs_block[] = {
     BLOCK_LINEAR("txt_mlp.net.2", txt.mlp_down, ONE_D, FOUR_D, FOR_TEXT),
 };
 
-static const struct spec specs_after[] = {
+static const struct spec specs_norm_out[] = {
     MODEL_LINEAR("norm_out.linear", norm_out, TWO_D, ONE_D),
+};
+
+static const struct spec specs_out[] = {
     MODEL_LINEAR("proj_out", proj_out, TOKEN, ONE_D),
 };
 
@@ -244,9 +255,16 @@ static int reconcile(struct hr_dit_model *model, const struct hr_checkpoint *che
 
 /* ---- binding --------------------------------------------------------------------------- */
 
+/* Tensors in order of use. */
+struct list {
+    const struct hr_tensor **tensors;
+    uint32_t n;
+};
+
 struct binding {
     struct hr_dit_model *model;
     const struct hr_checkpoint *checkpoint;
+    struct list once, each; /* of the plan */
     uint32_t n_missing;
     char missing[256]; /* the first of them */
     struct hr_error *err;
@@ -278,9 +296,9 @@ static int check_tensor(const struct binding *b, const struct hr_tensor *tensor,
                         tensor->name, got, want);
 }
 
-/* Find one tensor, check it, and put it into its struct and, if it is used, the plan. */
+/* Find one tensor, check it, and put it into its struct and, if it is used, a list. */
 static int bind_tensor(struct binding *b, const struct spec *spec, const char *prefix, void *base,
-                       bool used)
+                       struct list *list)
 {
     char name[128];
 
@@ -293,37 +311,88 @@ static int bind_tensor(struct binding *b, const struct spec *spec, const char *p
         return 0;
     }
     memcpy((char *) base + spec->member, &tensor, sizeof(tensor));
-    if (used)
-        b->model->plan[b->model->n_plan++] = tensor;
+    if (list)
+        list->tensors[list->n++] = tensor;
     return check_tensor(b, tensor, spec);
 }
 
-static int bind_all(struct binding *b, bool complete)
+/* A table of the top level. */
+#define BIND_TOP(b, specs, list) bind_top(b, specs, HR_ARRAY_SIZE(specs), list)
+static int bind_top(struct binding *b, const struct spec *specs, size_t n, struct list *list)
+{
+    int r = 0;
+
+    for (size_t i = 0; i < n && r == 0; i++)
+        if (specs[i].when != LAYERED || b->model->config.use_additional_t_cond)
+            r = bind_tensor(b, &specs[i], "", b->model, list);
+    return r;
+}
+
+static int bind_block(struct binding *b, uint32_t block, struct list *conditioning, bool complete)
 {
     struct hr_dit_model *model = b->model;
+    /* Blocks beyond n_layers are not run, but a model that lacks one is broken all the same. */
+    const bool runs = block < model->n_layers, last = block + 1 == model->n_layers;
+    struct hr_block_weights unused, *weights = runs ? &model->blocks[block] : &unused;
     char prefix[64];
     int r = 0;
 
-    for (size_t i = 0; i < HR_ARRAY_SIZE(specs_before) && r == 0; i++)
-        if (specs_before[i].when != LAYERED || model->config.use_additional_t_cond)
-            r = bind_tensor(b, &specs_before[i], "", model, true);
-    /* Blocks beyond n_layers are not run, but a model that lacks one is broken all the same. */
-    for (uint32_t block = 0; block < model->config.num_layers && r == 0; block++) {
-        struct hr_block_weights unused;
-        const bool runs = block < model->n_layers, last = block + 1 == model->n_layers;
+    snprintf(prefix, sizeof(prefix), "%s%u.", block_prefix, block);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(specs_mod) && r == 0; i++)
+        r = bind_tensor(b, &specs_mod[i], prefix, weights, runs ? conditioning : NULL);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(specs_block) && r == 0; i++) {
+        const bool dead = last && specs_block[i].when == FOR_TEXT && !complete;
 
-        snprintf(prefix, sizeof(prefix), "%s%u.", block_prefix, block);
-        for (size_t i = 0; i < HR_ARRAY_SIZE(specs_block) && r == 0; i++)
-            r = bind_tensor(b, &specs_block[i], prefix, runs ? &model->blocks[block] : &unused,
-                            runs && !(last && specs_block[i].when == FOR_TEXT && !complete));
+        r = bind_tensor(b, &specs_block[i], prefix, weights, runs && !dead ? &b->each : NULL);
     }
-    for (size_t i = 0; i < HR_ARRAY_SIZE(specs_after) && r == 0; i++)
-        r = bind_tensor(b, &specs_after[i], "", model, true);
+    return r;
+}
+
+static int bind_all(struct binding *b, bool up_front, bool complete)
+{
+    struct hr_dit_model *model = b->model;
+    struct list *conditioning = up_front ? &b->once : &b->each;
+    int r = BIND_TOP(b, specs_time, conditioning);
+
+    if (r == 0)
+        r = BIND_TOP(b, specs_in, &b->each);
+    for (uint32_t block = 0; block < model->config.num_layers && r == 0; block++)
+        r = bind_block(b, block, conditioning, complete);
+    if (r == 0)
+        r = BIND_TOP(b, specs_norm_out, conditioning);
+    if (r == 0)
+        r = BIND_TOP(b, specs_out, &b->each);
+    return r;
+}
+
+/* One array, what comes once in front. */
+static int make_plan(struct binding *b, bool up_front, bool complete)
+{
+    struct hr_dit_model *model = b->model;
+    const uint32_t n_max = hr_checkpoint_n_tensors(b->checkpoint);
+    int r;
+
+    model->blocks = calloc(model->n_layers, sizeof(*model->blocks));
+    model->plan = calloc(n_max, sizeof(*model->plan));
+    b->once.tensors = calloc(n_max, sizeof(*b->once.tensors));
+    b->each.tensors = calloc(n_max, sizeof(*b->each.tensors));
+    if (!model->blocks || !model->plan || !b->once.tensors || !b->each.tensors)
+        r = hr_error_set(b->err, -ENOMEM, "no memory for the plan of %u blocks", model->n_layers);
+    else
+        r = bind_all(b, up_front, complete);
+    for (uint32_t i = 0; r == 0 && i < b->once.n; i++)
+        model->plan[model->n_plan++] = b->once.tensors[i];
+    for (uint32_t i = 0; r == 0 && i < b->each.n; i++)
+        model->plan[model->n_plan++] = b->each.tensors[i];
+    model->n_once = b->once.n;
+    free(b->once.tensors);
+    free(b->each.tensors);
     return r;
 }
 
 int hr_dit_model_init(struct hr_dit_model *model, const struct hr_checkpoint *checkpoint,
-                      const struct hr_dit_params *params, bool complete, struct hr_error *err)
+                      const struct hr_dit_params *params, bool up_front, bool complete,
+                      struct hr_error *err)
 {
     struct binding b = {.model = model, .checkpoint = checkpoint, .err = err};
     int r;
@@ -334,17 +403,8 @@ int hr_dit_model_init(struct hr_dit_model *model, const struct hr_checkpoint *ch
         r = read_sizes(model, checkpoint, err);
     if (r == 0)
         r = reconcile(model, checkpoint, params, err);
-    if (r < 0)
-        return r;
-
-    model->blocks = calloc(model->n_layers, sizeof(*model->blocks));
-    model->plan = calloc(HR_ARRAY_SIZE(specs_before) + HR_ARRAY_SIZE(specs_after) +
-                             model->n_layers * HR_ARRAY_SIZE(specs_block),
-                         sizeof(*model->plan));
-    if (!model->blocks || !model->plan)
-        r = hr_error_set(err, -ENOMEM, "no memory for the plan of %u blocks", model->n_layers);
-    else
-        r = bind_all(&b, complete);
+    if (r == 0)
+        r = make_plan(&b, up_front, complete);
     if (r == 0 && b.n_missing > 0)
         r = hr_error_set(err, -ENOENT,
                          "%s: tensor %s is missing%s; a shard is missing or the download is "
@@ -379,7 +439,7 @@ int hr_dit_names(const struct hr_checkpoint *checkpoint, uint32_t n_layers, cons
 {
     const struct hr_dit_params params = {.n_layers = n_layers};
     struct hr_dit_model model;
-    int r = hr_dit_model_init(&model, checkpoint, &params, false, err);
+    int r = hr_dit_model_init(&model, checkpoint, &params, false, false, err);
 
     if (r < 0)
         return r;

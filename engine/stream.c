@@ -25,7 +25,8 @@ struct hr_stream {
     struct hr_reader *reader;
     struct planned *units; /* n_units of a pass                          */
     uint32_t n_units;
-    uint32_t *range_unit; /* the unit of each range                      */
+    uint32_t n_units_once; /* the leading ones, of the first pass only   */
+    uint32_t *range_unit;  /* the unit of each range                      */
     struct hr_read_range *ranges;
     uint32_t n_ranges;
     uint32_t n_passes; /* 0: without end                                 */
@@ -152,16 +153,16 @@ uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32
     return hr_reader_ring_bytes_min(&largest, 1);
 }
 
-int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t n,
+int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t n, uint32_t n_once,
                    uint32_t n_passes, struct hr_error *err)
 {
     uint64_t n_units;
     int r;
 
-    if (stream->units || n == 0)
-        return hr_error_set(err, -EINVAL, "%s",
-                            n ? "this stream has a plan already"
-                              : "a plan needs at least one tensor");
+    if (stream->units)
+        return hr_error_set(err, -EINVAL, "this stream has a plan already");
+    if (n <= n_once)
+        return hr_error_set(err, -EINVAL, "a plan needs at least one tensor for each pass");
     const struct hr_tensor **tensors = calloc(n, sizeof(struct hr_tensor *));
 
     if (!tensors)
@@ -178,9 +179,17 @@ int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t 
         goto done;
     }
     stream->n_passes = n_passes;
-    lay_out(stream, tensors, n);
-    if (stream->n_ranges > 0)
-        r = hr_reader_start(stream->reader, stream->ranges, stream->n_ranges, n_passes, err);
+    lay_out(stream, tensors, n_once);
+    stream->n_units_once = stream->n_units;
+    const uint32_t n_ranges_once = stream->n_ranges;
+
+    lay_out(stream, tensors + n_once, n - n_once);
+    if (stream->n_ranges > n_ranges_once) {
+        r = hr_reader_start(stream->reader, stream->ranges, stream->n_ranges, n_ranges_once,
+                            n_passes, err);
+    } else if (n_ranges_once > 0) { /* what is left for each pass is empty tensors */
+        r = hr_reader_start(stream->reader, stream->ranges, n_ranges_once, 0, 1, err);
+    }
 done:
     free(tensors);
     return r;
@@ -193,7 +202,7 @@ int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr
     if (!stream->units)
         return hr_error_set(err, -EINVAL, "this stream has no plan yet");
     if (stream->unit_idx == stream->n_units) {
-        stream->unit_idx = 0;
+        stream->unit_idx = stream->n_units_once;
         stream->pass_idx++;
     }
     if (stream->n_passes && stream->pass_idx >= stream->n_passes)

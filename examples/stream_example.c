@@ -36,7 +36,7 @@ int main(int argc, char **argv)
         names[i] = hr_checkpoint_tensor(model, i)->name;
     r = hr_stream_open(&stream, model, &params, &err);
     if (r == 0)
-        r = hr_stream_plan(stream, names, names ? n : 0, 1, &err); /* reading starts here */
+        r = hr_stream_plan(stream, names, names ? n : 0, 0, 1, &err); /* reading starts here */
     free(names);
     if (r < 0)
         goto done;

@@ -198,12 +198,13 @@ struct hr_stream;
 HR_API int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *checkpoint,
                           const struct hr_stream_params *params, struct hr_error *err);
 
-/* Say what to stream and start reading: the tensors called `names`, in that order, `n_passes`
- * times over (0: without end), prefetching across the end of each pass. Once per stream.
- * @return 0; -ENOENT no tensor of that name, -EINVAL n is 0 or the ring is too small for the
- *         largest unit (the message gives the size needed), -ENOMEM. */
+/* Say what to stream and start reading: the tensors called `names`, in that order, `n_passes` times
+ * over (0: without end), prefetching across the end of each pass; the first n_once of them only in
+ * the first pass. Once per stream.
+ * @return 0; -ENOENT no tensor of that name, -EINVAL n is not more than n_once, or the ring is too
+ *         small for the largest unit (the message gives the size needed), -ENOMEM. */
 HR_API int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t n,
-                          uint32_t n_passes, struct hr_error *err);
+                          uint32_t n_once, uint32_t n_passes, struct hr_error *err);
 
 /* Wait for the next unit in order. Bands of one tensor follow one another.
  * @return 1 with *ret_unit filled, 0 at the end of the last pass, or a negative errno: -EIO and
@@ -275,11 +276,16 @@ struct hr_dit_params {
     uint32_t n_threads; /* 0: one for each CPU that this process may use                    */
     enum hr_precision precision;
     enum hr_activation activation;
-    enum hr_switch zero_cond_t;   /* AUTO: from config.json or the marker tensor              */
-    bool timestep_rounding;       /* round the timestep to bf16 as bf16 pipelines do          */
-    uint32_t n_layers;            /* only the first blocks; 0: all                            */
-    uint32_t n_forwards;          /* how many forwards will follow one another; 0: 1. Reading runs
-                                     on across the end of each but the last                   */
+    enum hr_switch zero_cond_t; /* AUTO: from config.json or the marker tensor              */
+    bool timestep_rounding;     /* round the timestep to bf16 as bf16 pipelines do          */
+    uint32_t n_layers;          /* only the first blocks; 0: all                            */
+    uint32_t n_forwards;        /* how many forwards will follow one another; 0: 1. Reading runs
+                                   on across the end of each but the last                   */
+    /* The timesteps of the n_forwards forwards, in order, or NULL when they are not known: with two
+     * or more, the modulation vectors of all are computed up front, and a third of the model is
+     * read once instead of in each forward. Same bits either way. */
+    const float *timesteps;
+    const char *spill_dir; /* for modulation vectors beyond a tenth of ram_bytes; NULL: TMPDIR */
     hr_dit_progress_fn *progress; /* after each block, on the caller's thread                */
     void *progress_user;
 };
@@ -299,6 +305,8 @@ struct hr_dit_stats {
     uint64_t bytes_used;        /* weights used in the last forward                        */
     uint64_t setup_ns;          /* hr_dit_open() up to the first read                      */
     uint64_t activation_bytes;  /* arena for activations                                 */
+    uint64_t mods_bytes;        /* modulation vectors of all steps, 0: computed in each forward  */
+    bool mods_spilled;          /* they are in a temporary file                                  */
     uint64_t peak_memory_bytes; /* of the process: VmHWM and huge pages                 */
     uint32_t n_blocks;
     const struct hr_dit_block_stats *blocks; /* n_blocks of the last forward            */

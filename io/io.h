@@ -76,11 +76,13 @@ struct hr_reader;
 int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_params *params,
                      struct hr_error *err);
 
-/* Start the thread on `ranges`, n_passes times over (0: without end).
+/* Start the thread on `ranges`, n_passes times over (0: without end); the first n_once of them are
+ * read in the first pass only.
  * @param ranges  borrowed until destroy
- * @return 0; -EINVAL n is 0 or the ring is smaller than hr_reader_ring_bytes_min(); -ENOMEM */
+ * @return 0; -EINVAL n is not more than n_once, or the ring is smaller than
+ *         hr_reader_ring_bytes_min(); -ENOMEM */
 int hr_reader_start(struct hr_reader *reader, const struct hr_read_range *ranges, uint32_t n,
-                    uint32_t n_passes, struct hr_error *err);
+                    uint32_t n_once, uint32_t n_passes, struct hr_error *err);
 
 /* The smallest ring that can stream these ranges when the caller holds one at a time. */
 uint64_t hr_reader_ring_bytes_min(const struct hr_read_range *ranges, uint32_t n);

@@ -421,8 +421,6 @@ uint64_t hr_reader_ring_bytes_min(const struct hr_read_range *ranges, uint32_t n
 static int check_ranges(const struct hr_reader *reader, const struct hr_read_range *ranges,
                         uint32_t n, struct hr_error *err)
 {
-    if (n == 0)
-        return hr_error_set(err, -EINVAL, "there is nothing to read");
     for (uint32_t i = 0; i < n; i++) {
         const struct hr_read_range *range = &ranges[i];
         const bool known = range->file_idx < reader->params.n_files;
@@ -446,18 +444,22 @@ static int check_ranges(const struct hr_reader *reader, const struct hr_read_ran
 }
 
 int hr_reader_start(struct hr_reader *reader, const struct hr_read_range *ranges, uint32_t n,
-                    uint32_t n_passes, struct hr_error *err)
+                    uint32_t n_once, uint32_t n_passes, struct hr_error *err)
 {
     struct hr_handover *shared = reader->shared;
     struct hr_plan *plan = &reader->plan;
 
     if (plan->ranges)
         return hr_error_set(err, -EINVAL, "the reader has been started before");
+    if (n_once >= n)
+        return hr_error_set(err, -EINVAL, "there is nothing to read%s",
+                            n ? " after the first pass" : "");
     int r = check_ranges(reader, ranges, n, err);
     if (r < 0)
         return r;
 
     plan->n_ranges = n;
+    plan->n_once = n_once;
     plan->ring_bytes = reader->ring.size_bytes;
     plan->block_bytes = reader->params.block_bytes;
     plan->ranges = ranges;
@@ -525,8 +527,8 @@ int hr_reader_next(struct hr_reader *reader, struct hr_slice *ret_slice, struct 
 
         shared->bytes_used += hr_plan_range(plan, seq)->size_bytes;
         *ret_slice = (struct hr_slice){
-            .range_idx = (uint32_t) (seq % plan->n_ranges),
-            .pass_idx = (uint32_t) (seq / plan->n_ranges),
+            .range_idx = hr_plan_range_idx(plan, seq),
+            .pass_idx = hr_plan_pass_idx(plan, seq),
             .data = reader->ring.base + pos % reader->ring.size_bytes,
             .ticket = seq,
         };

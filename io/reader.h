@@ -25,14 +25,15 @@ struct hr_plan_place {
                        block that is still being read may reach                              */
 };
 
-/* Ranges are numbered through all passes: range `seq` is ranges[seq % n_ranges] of pass
- * seq / n_ranges. They are placed in order. One that follows its predecessor in the same file
- * directly, or after a small gap, continues its run, in which positions differ from file offsets by
- * a constant; any other starts a new run. A run is read in blocks that end at multiples of
- * block_bytes in the file, and lies in one piece in the ring. */
+/* Ranges are numbered through all passes by `seq`; the first n_once are part of the first pass
+ * only, see hr_plan_range_idx(). They are placed in order. One that follows its predecessor in the
+ * same file directly, or after a small gap, continues its run, in which positions differ from file
+ * offsets by a constant; any other starts a new run. A run is read in blocks that end at multiples
+ * of block_bytes in the file, and lies in one piece in the ring. */
 struct hr_plan {
     const struct hr_read_range *ranges; /* borrowed */
     uint32_t n_ranges;
+    uint32_t n_once;  /* less than n_ranges */
     uint64_t n_total; /* ranges in all passes; UINT64_MAX: without end */
     uint64_t ring_bytes;
     uint64_t align_bytes; /* of reads and of the ring's size; a power of two */
@@ -77,9 +78,24 @@ enum hr_plan_result hr_plan_next(struct hr_plan *plan, bool may_hold,
 /* The ranges before first_live are released: their space is free. */
 void hr_plan_release(struct hr_plan *plan, uint64_t first_live);
 
+static inline uint32_t hr_plan_range_idx(const struct hr_plan *plan, uint64_t seq)
+{
+    const uint32_t n_each = plan->n_ranges - plan->n_once;
+
+    return seq < plan->n_ranges ? (uint32_t) seq
+                                : plan->n_once + (uint32_t) ((seq - plan->n_once) % n_each);
+}
+
+static inline uint32_t hr_plan_pass_idx(const struct hr_plan *plan, uint64_t seq)
+{
+    const uint32_t n_each = plan->n_ranges - plan->n_once;
+
+    return seq < plan->n_ranges ? 0 : (uint32_t) ((seq - plan->n_once) / n_each);
+}
+
 static inline const struct hr_read_range *hr_plan_range(const struct hr_plan *plan, uint64_t seq)
 {
-    return &plan->ranges[seq % plan->n_ranges];
+    return &plan->ranges[hr_plan_range_idx(plan, seq)];
 }
 
 /* Position of the first byte of a live range. */

@@ -61,7 +61,7 @@ static void describe_pos(struct hr_reader *reader, uint64_t pos, char *buf, size
         seq++;
     if (seq == plan->seq || !reader->params.describe)
         return;
-    reader->params.describe(reader->params.describe_user, (uint32_t) (seq % plan->n_ranges), words,
+    reader->params.describe(reader->params.describe_user, hr_plan_range_idx(plan, seq), words,
                             sizeof(words));
     snprintf(buf, buf_bytes, " (%s)", words);
 }

@@ -20,10 +20,12 @@ static uint64_t pow2_at_least(uint64_t v)
 
 int hr_plan_init(struct hr_plan *plan, uint32_t n_passes)
 {
-    hr_assert(plan->n_ranges > 0 && plan->ring_bytes % plan->align_bytes == 0);
+    hr_assert(plan->n_ranges > plan->n_once && plan->ring_bytes % plan->align_bytes == 0);
     hr_assert(plan->block_bytes % plan->align_bytes == 0);
 
-    plan->n_total = n_passes ? (uint64_t) plan->n_ranges * n_passes : UINT64_MAX;
+    const uint64_t n_each = plan->n_ranges - plan->n_once;
+
+    plan->n_total = n_passes ? plan->n_once + n_each * n_passes : UINT64_MAX;
     plan->window = (uint32_t) pow2_at_least(
         hr_min_u64(hr_max_u64(plan->n_ranges, HR_PLAN_WINDOW_MIN), HR_PLAN_WINDOW_MAX));
     plan->places = calloc(plan->window, sizeof(*plan->places));

@@ -196,6 +196,60 @@ static void test_samples_share_a_pass(void **state)
     }
 }
 
+/* Modulation up front, in memory or in a file: fewer bytes, the same bits. */
+static void test_mods_up_front(void **state)
+{
+    enum { N = 11 }; /* more rows than one product takes */
+    static float want[N][N_VELOCITY], got[N_VELOCITY];
+    float timesteps[N];
+    struct hr_dit_inputs in = model.inputs;
+    struct hr_dit_stats each, up_front;
+    struct hr_error err = {0};
+
+    (void) state;
+    for (unsigned zero_cond = 0; zero_cond < 2; zero_cond++) {
+        struct hr_dit_params params = {
+            .n_forwards = N,
+            .zero_cond_t = zero_cond ? HR_SWITCH_ON : HR_SWITCH_OFF,
+        };
+        struct hr_dit *dit = open_dit(&params);
+
+        for (unsigned i = 0; i < N; i++) {
+            in.timestep = timesteps[i] = 1000.0f - 90.0f * (float) i;
+            assert_int_equal(forward(dit, &in, want[i], &err), 0);
+        }
+        hr_dit_get_stats(dit, &each);
+        hr_dit_close(&dit);
+        params.timesteps = timesteps;
+        for (unsigned spill = 0; spill < 2; spill++) {
+            params.ram_bytes = spill ? 200 << 20 : 0;
+            dit = open_dit(&params);
+            if (spill) { /* the real bound is a tenth of 200 MiB: too much for this model */
+                hr_dit_mods_uninit(&dit->mods);
+                assert_int_equal(
+                    hr_dit_mods_init(&dit->mods, N, hr_dit_cond_step_floats(dit), 0, NULL, &err),
+                    0);
+                assert_true(dit->mods.fd >= 0);
+            }
+            for (unsigned i = 0; i < N; i++) {
+                in.timestep = timesteps[i];
+                assert_int_equal(forward(dit, &in, got, &err), 0);
+                assert_memory_equal(got, want[i], sizeof(got));
+            }
+            hr_dit_get_stats(dit, &up_front);
+            assert_true(up_front.mods_bytes > 0);
+            assert_true(up_front.stream.bytes_used < each.stream.bytes_used * 3 / 4);
+            hr_dit_close(&dit);
+        }
+        params.timesteps = timesteps;
+        dit = open_dit(&params);
+        in.timestep = 5.0f;
+        assert_int_equal(forward(dit, &in, got, &err), -EINVAL); /* not the timestep announced */
+        hr_error_clear(&err);
+        hr_dit_close(&dit);
+    }
+}
+
 static void test_samples_share_a_timestep(void **state)
 {
     struct hr_dit_inputs inputs[2] = {model.inputs, model.inputs};
@@ -355,6 +409,7 @@ int main(void)
         cmocka_unit_test(test_inputs),
         cmocka_unit_test(test_forwards),
         cmocka_unit_test(test_samples_share_a_pass),
+        cmocka_unit_test(test_mods_up_front),
         cmocka_unit_test(test_samples_share_a_timestep),
         cmocka_unit_test(test_failed_stays_failed),
         cmocka_unit_test(test_interrupt),

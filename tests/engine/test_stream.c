@@ -80,7 +80,7 @@ static void test_every_byte(void **state)
         struct hr_error err = {0};
         uint64_t bytes = 0, units = 0;
         struct hr_unit unit;
-        int r = hr_stream_plan(stream, names, n, 2, &err);
+        int r = hr_stream_plan(stream, names, n, 0, 2, &err);
 
         while (r >= 0 && (r = hr_stream_next(stream, &unit, &err)) > 0) {
             expect_bytes(&unit);
@@ -100,6 +100,32 @@ static void test_every_byte(void **state)
     free(names);
 }
 
+/* Leading tensors of the plan are part of the first pass only. */
+static void test_once(void **state)
+{
+    static const char *const names[] = {"img_in.bias", "proj_out.bias", "txt_norm.weight",
+                                        "img_in.weight"};
+    static const char *const want[] = {"img_in.bias",     "proj_out.bias",   "txt_norm.weight",
+                                       "img_in.weight",   "txt_norm.weight", "img_in.weight",
+                                       "txt_norm.weight", "img_in.weight"};
+    struct hr_stream *stream = open_stream(&(struct hr_stream_params){0});
+    struct hr_error err = {0};
+    struct hr_unit unit;
+
+    (void) state;
+    assert_int_equal(hr_stream_plan(stream, names, 2, 2, 3, &err), -EINVAL);
+    hr_error_clear(&err);
+    assert_int_equal(hr_stream_plan(stream, names, 4, 2, 3, &err), 0);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(want); i++) {
+        assert_int_equal(hr_stream_next(stream, &unit, &err), 1);
+        assert_string_equal(unit.tensor->name, want[i]);
+        expect_bytes(&unit);
+        hr_stream_release(stream, &unit);
+    }
+    assert_int_equal(hr_stream_next(stream, &unit, &err), 0);
+    hr_stream_close(&stream);
+}
+
 static void test_errors(void **state)
 {
     const char *const good[] = {"img_in.weight"};
@@ -111,13 +137,13 @@ static void test_errors(void **state)
     (void) state;
     assert_int_equal(hr_stream_next(stream, &unit, &err), -EINVAL); /* no plan yet */
     err.code = 0;
-    assert_int_equal(hr_stream_plan(stream, good, 0, 1, &err), -EINVAL);
+    assert_int_equal(hr_stream_plan(stream, good, 0, 0, 1, &err), -EINVAL);
     err.code = 0;
-    assert_int_equal(hr_stream_plan(stream, bad, 2, 1, &err), -ENOENT);
+    assert_int_equal(hr_stream_plan(stream, bad, 2, 0, 1, &err), -ENOENT);
     assert_non_null(strstr(err.message, "no.such.tensor"));
     err.code = 0;
-    assert_int_equal(hr_stream_plan(stream, good, 1, 1, &err), 0);
-    assert_int_equal(hr_stream_plan(stream, good, 1, 1, &err), -EINVAL); /* once */
+    assert_int_equal(hr_stream_plan(stream, good, 1, 0, 1, &err), 0);
+    assert_int_equal(hr_stream_plan(stream, good, 1, 0, 1, &err), -EINVAL); /* once */
     hr_stream_close(&stream);
     hr_stream_close(&stream); /* NULL is fine */
 
@@ -126,7 +152,7 @@ static void test_errors(void **state)
 
     stream = open_stream(&(struct hr_stream_params){.ring_bytes = 2 << 20});
     err.code = 0;
-    assert_int_equal(hr_stream_plan(stream, large, 1, 1, &err), -EINVAL);
+    assert_int_equal(hr_stream_plan(stream, large, 1, 0, 1, &err), -EINVAL);
     assert_non_null(strstr(err.message, "ring"));
     hr_stream_close(&stream);
 }
@@ -146,7 +172,7 @@ static void test_disk_error_names_tensor(void **state)
     setenv("HEADRACE_FAULTS", faults, 1);
     struct hr_stream *stream = open_stream(&(struct hr_stream_params){.io = "fault"});
 
-    r = hr_stream_plan(stream, names, 2, 1, &err);
+    r = hr_stream_plan(stream, names, 2, 0, 1, &err);
     while (r >= 0 && (r = hr_stream_next(stream, &unit, &err)) > 0)
         hr_stream_release(stream, &unit);
     assert_int_equal(r, -EIO);
@@ -162,7 +188,7 @@ static void test_interrupt(void **state)
     struct hr_stream *stream = open_stream(&(struct hr_stream_params){0});
     struct hr_error err = {0};
     struct hr_unit unit;
-    int r = hr_stream_plan(stream, names, 1, 0, &err); /* without end */
+    int r = hr_stream_plan(stream, names, 1, 0, 0, &err); /* without end */
 
     (void) state;
     for (unsigned i = 0; i < 100 && r >= 0; i++) {
@@ -190,7 +216,7 @@ static void test_held_too_long(void **state)
     (void) state;
     for (size_t i = 0; i < HR_ARRAY_SIZE(names); i++)
         names[i] = "transformer_blocks.0.attn.to_q.weight"; /* 2.4 MB each */
-    r = hr_stream_plan(stream, names, HR_ARRAY_SIZE(names), 1, &err);
+    r = hr_stream_plan(stream, names, HR_ARRAY_SIZE(names), 0, 1, &err);
     while (r >= 0 && (r = hr_stream_next(stream, &unit, &err)) > 0)
         ;
     assert_int_equal(r, -EDEADLK);
@@ -200,11 +226,9 @@ static void test_held_too_long(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte),
-        cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_disk_error_names_tensor),
-        cmocka_unit_test(test_interrupt),
-        cmocka_unit_test(test_held_too_long),
+        cmocka_unit_test(test_every_byte), cmocka_unit_test(test_once),
+        cmocka_unit_test(test_errors),     cmocka_unit_test(test_disk_error_names_tensor),
+        cmocka_unit_test(test_interrupt),  cmocka_unit_test(test_held_too_long),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

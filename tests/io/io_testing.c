@@ -174,7 +174,7 @@ int io_stream_once(const struct hr_reader_params *params, const struct hr_read_r
     int r = hr_reader_create(&reader, params, err);
 
     if (r == 0)
-        r = hr_reader_start(reader, ranges, n, n_passes, err);
+        r = hr_reader_start(reader, ranges, n, 0, n_passes, err);
     if (r == 0)
         r = io_caller_run(caller, reader, ranges, n, err);
     if (reader && ret_stats)

@@ -128,7 +128,7 @@ static void null_backend_completes(void **state)
 
     (void) state;
     assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
-    assert_int_equal(hr_reader_start(reader, ranges, 3, 1000, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, ranges, 3, 0, 1000, NULL), 0);
     for (; hr_reader_next(reader, &slice, NULL) == 1; n++)
         hr_reader_release(reader, slice.ticket);
     assert_int_equal(n, 3000);

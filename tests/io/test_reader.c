@@ -159,7 +159,7 @@ static void held_ranges_can_block_the_next(void **state)
         skip();
     params.ring_bytes = 2 * MIB;
     assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
-    assert_int_equal(hr_reader_start(reader, ranges, 3, 0, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, ranges, 3, 0, 0, NULL), 0);
     assert_int_equal(hr_reader_next(reader, &slices[0], NULL), 1);
     assert_int_equal(hr_reader_next(reader, &slices[1], NULL), 1);
     assert_int_equal(hr_reader_next(reader, &slices[2], &err), -EDEADLK);
@@ -194,7 +194,7 @@ static void interruption_is_noticed(void **state)
     if (!works(*state))
         skip();
     assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
-    assert_int_equal(hr_reader_start(reader, &range, 1, 0, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, &range, 1, 0, 0, NULL), 0);
     assert_int_equal(pthread_create(&thread, NULL, interrupt_soon, reader), 0);
     assert_int_equal(io_caller_run(&caller, reader, &range, 1, &err), -ECANCELED);
     assert_int_equal(hr_reader_next(reader, &slice, NULL), -ECANCELED);
@@ -216,7 +216,7 @@ static void destroy_may_come_early(void **state)
 
         assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
         if (stage > 0)
-            assert_int_equal(hr_reader_start(reader, &range, 1, 0, NULL), 0);
+            assert_int_equal(hr_reader_start(reader, &range, 1, 0, 0, NULL), 0);
         for (int i = 2; i < stage; i++) {
             assert_int_equal(hr_reader_next(reader, &slice, NULL), 1);
             if (i + 1 < stage)
@@ -240,7 +240,7 @@ static void nothing_grows(void **state)
         skip();
     io_random_ranges(&disk, ranges, 50, 100000, &random);
     assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
-    assert_int_equal(hr_reader_start(reader, ranges, 50, 200, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, ranges, 50, 0, 200, NULL), 0);
     while (hr_reader_next(reader, &slice, NULL) == 1) {
         if (slice.pass_idx == 1 && before == 0)
             before = mallinfo2().uordblks;
@@ -281,18 +281,18 @@ static void bad_arguments_are_refused(void **state)
                                                {0, FILE0_BYTES, 1}, {0, 0, FILE0_BYTES + 1},
                                                {0, UINT64_MAX, 10}, {3, 0, HR_RANGE_BYTES_MAX + 1}};
     for (size_t i = 0; i < HR_ARRAY_SIZE(bad); i++)
-        assert_int_equal(hr_reader_start(reader, &bad[i], 1, 1, NULL), -EINVAL);
-    assert_int_equal(hr_reader_start(reader, NULL, 0, 1, NULL), -EINVAL);
+        assert_int_equal(hr_reader_start(reader, &bad[i], 1, 0, 1, NULL), -EINVAL);
+    assert_int_equal(hr_reader_start(reader, NULL, 0, 0, 1, NULL), -EINVAL);
     static const struct hr_read_range large = {0, 0, 5 * MIB};
     hr_error_clear(&err);
-    assert_int_equal(hr_reader_start(reader, &large, 1, 1, &err), -EINVAL);
+    assert_int_equal(hr_reader_start(reader, &large, 1, 0, 1, &err), -EINVAL);
     assert_non_null(strstr(err.message, "6 MiB are needed"));
     struct hr_slice slice;
     assert_int_equal(hr_reader_next(reader, &slice, NULL), -EINVAL);
 
     static const struct hr_read_range good = {0, 0, 1};
-    assert_int_equal(hr_reader_start(reader, &good, 1, 1, NULL), 0);
-    assert_int_equal(hr_reader_start(reader, &good, 1, 1, NULL), -EINVAL);
+    assert_int_equal(hr_reader_start(reader, &good, 1, 0, 1, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, &good, 1, 0, 1, NULL), -EINVAL);
     assert_int_equal(hr_reader_next(reader, &slice, NULL), 1);
     assert_int_equal(hr_reader_next(reader, &slice, NULL), 0);
     hr_reader_destroy(&reader);
