@@ -25,7 +25,9 @@ enum cli_verb_bit {
     CLI_INSPECT = 1 << 1,
     CLI_SYNTH = 1 << 2,
     CLI_INPUTS = 1 << 3,
-    CLI_ALL = CLI_FORWARD | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
+    CLI_DENOISE = 1 << 4,
+    CLI_RUN = CLI_FORWARD | CLI_DENOISE, /* those that run the model */
+    CLI_ALL = CLI_RUN | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
 };
 
 enum { CLI_PATHS_MAX = 256 };
@@ -37,13 +39,19 @@ struct cli_options {
 
     bool help, json, quiet, verbose, per_block, force, streamed;
     bool zero_cond_t_on, zero_cond_t_off, zero_cond_t, layered;
-    const char *inputs, *output, *device, *io, *cache_dir, *prefix;
+    struct cli_list {
+        const char *items[HR_SAMPLES_MAX];
+        uint32_t n;
+    } inputs;
+    const char *output, *resume, *device, *io, *cache_dir, *prefix;
     uint64_t ram_bytes, ring_bytes, block_bytes;
     uint64_t depth, n_threads, n_layers, n_repeat;
     uint64_t width, height, n_text, n_references, n_heads, joint_dim, n_shards, header_pad_bytes;
-    double timestep;
+    uint64_t n_steps, seed;
+    double timestep, strength, cfg_scale, mu; /* NAN: not given; a timestep may be NAN, too */
     bool timestep_given;
-    unsigned direct, precision, activation, dtype, order, timestep_rounding; /* choices */
+    bool cfg_norm;
+    unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding; /* choices */
 };
 
 /* Parse argv after the verb. Prints what is wrong and returns CLI_USAGE, or CLI_OK. */
@@ -57,6 +65,7 @@ int cli_forward(const struct cli_options *o);
 int cli_inspect(const struct cli_options *o);
 int cli_synth(const struct cli_options *o);
 int cli_inputs(const struct cli_options *o);
+int cli_denoise(const struct cli_options *o);
 
 /* "headrace: MESSAGE" on standard error; returns CLI_FAILED. */
 int cli_fail(const struct hr_error *err);
@@ -70,22 +79,47 @@ int cli_open_model(struct hr_checkpoint **ret_checkpoint, const struct cli_optio
 
 struct cli_tensors {
     struct hr_dit_inputs inputs;
-    float *owned[HR_IMAGES_MAX + 2];
+    const float *negative_emb, *init, *mask; /* of a loop; NULL: not in the file */
+    const uint8_t *negative_mask;
+    uint32_t n_negative;
+    void *owned[HR_IMAGES_MAX + 8];
     uint32_t n_owned;
-    uint8_t *mask;
 };
 
-/* Read `latents`, `reference.N`, `prompt_emb` and `prompt_emb_mask`; see "Inputs" in the README.
- * @param joint_dim  width that prompt_emb must have */
-int cli_tensors_read(struct cli_tensors *ret_tensors, const char *path, uint32_t joint_dim,
-                     struct hr_error *err);
+struct cli_tensors_wanted {
+    uint32_t joint_dim; /* width that prompts must have                                   */
+    bool loop;          /* also negative_prompt_emb, init_latents, inpaint_mask           */
+    uint32_t h, w;      /* of a target without `latents`; 0: latents must be in the file  */
+};
+
+/* Read `latents`, `reference.N`, `prompt_emb` and so on; see "Inputs" in the README. */
+int cli_tensors_read(struct cli_tensors *ret_tensors, const char *path,
+                     const struct cli_tensors_wanted *wanted, struct hr_error *err);
 void cli_tensors_free(struct cli_tensors *tensors);
+
+/* ---- cmd_forward.c ----------------------------------------------------------------------- */
+
+/* Read all --inputs. @return how many, or a negative errno; free each */
+int cli_read_inputs(struct cli_tensors *tensors, const struct cli_options *o,
+                    const struct hr_checkpoint *model, bool loop, struct hr_error *err);
+struct hr_dit_params cli_dit_params(const struct cli_options *o);
+/* Statistics that forward and denoise share, as members of obj or as lines. */
+void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
+void cli_stats_text(const struct hr_dit_stats *stats);
+/* Write `name`, or for several inputs name.0, name.1 ..., each [n_targets, 16, h, w], to --output.
+ */
+int cli_write_results(const struct cli_options *o, const char *name,
+                      const struct hr_dit_inputs *inputs, float *const *values,
+                      struct hr_error *err);
+double cli_seconds(uint64_t ns);
+double cli_gbps(uint64_t bytes, uint64_t ns);
 
 /* ---- report.c --------------------------------------------------------------------------- */
 
 /* Progress on standard error, when it is a terminal and --quiet was not given. */
 bool cli_progress_wanted(const struct cli_options *o);
 void cli_progress_block(void *user, const struct hr_dit_progress *progress);
+void cli_progress_step(const struct hr_denoise_step *step);
 void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total);
 void cli_progress_clear(void);
 
@@ -98,10 +132,11 @@ int cli_flush(void);
 
 /* ---- signals ---------------------------------------------------------------------------- */
 
-/* After SIGINT or SIGTERM: *cli_interrupted is not 0, and the model given is interrupted. A second
- * signal ends the process. */
+/* After SIGINT or SIGTERM: cli_interrupted is not 0, and what was given is interrupted by the
+ * function given with it, which must be safe in a signal handler. A second signal ends the process.
+ */
 extern volatile int cli_interrupted;
 void cli_catch_signals(void);
-void cli_interrupt_target(struct hr_dit *dit);
+void cli_interrupt_target(void (*interrupt)(void *object), void *object);
 
 #endif /* HR_CLI_H */

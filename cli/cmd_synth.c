@@ -144,8 +144,6 @@ int cli_inputs(const struct cli_options *o)
 
     if (!o->output)
         return cli_usage("inputs needs --output FILE");
-    if (o->width % 16 || o->height % 16)
-        return cli_usage("--width and --height are multiples of 16 pixels");
     r = cli_open_model(&model, o, &err);
     if (r == 0)
         r = hr_dit_joint_dim(model, &joint_dim, &err);

@@ -15,6 +15,9 @@ static const struct verb {
     {"forward", CLI_FORWARD, cli_forward,
      "MODEL --inputs in.safetensors --timestep 750 --output out.safetensors",
      "one forward pass of the DiT, its weights streamed from disk"},
+    {"denoise", CLI_DENOISE, cli_denoise,
+     "MODEL --inputs in.safetensors --steps 30 --output out.safetensors",
+     "the whole denoising loop: latents of a picture from noise and a prompt"},
     {"inspect", CLI_INSPECT, cli_inspect, "MODEL",
      "tensors, dtypes, shards, and what a forward would stream"},
     {"synth", CLI_SYNTH, cli_synth, "MODEL",
@@ -26,16 +29,17 @@ static const struct verb {
 static const size_t n_verbs = sizeof(verbs) / sizeof(verbs[0]);
 
 volatile int cli_interrupted;
-static struct hr_dit *volatile interrupt_target;
+static void (*volatile interrupt_function)(void *object);
+static void *volatile interrupt_object;
 
 static void on_signal(int sig)
 {
-    struct hr_dit *dit = interrupt_target;
+    void (*interrupt)(void *) = interrupt_function;
 
     (void) sig;
     cli_interrupted = 1;
-    if (dit)
-        hr_dit_interrupt(dit);
+    if (interrupt)
+        interrupt(interrupt_object);
 }
 
 void cli_catch_signals(void)
@@ -47,11 +51,13 @@ void cli_catch_signals(void)
     sigaction(SIGTERM, &sa, NULL);
 }
 
-void cli_interrupt_target(struct hr_dit *dit)
+void cli_interrupt_target(void (*interrupt)(void *object), void *object)
 {
-    interrupt_target = dit;
-    if (dit && cli_interrupted) /* the signal came before there was a target */
-        hr_dit_interrupt(dit);
+    interrupt_function = NULL; /* a signal between the two must not mix them */
+    interrupt_object = object;
+    interrupt_function = interrupt;
+    if (interrupt && cli_interrupted) /* the signal came before there was a target */
+        interrupt(object);
 }
 
 static void print_help(void)

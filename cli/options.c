@@ -10,7 +10,7 @@
 
 #include "cli/cli.h"
 
-enum kind { FLAG, SIZE, COUNT, NUMBER, TEXT, CHOICE };
+enum kind { FLAG, SIZE, COUNT, NUMBER, TEXT, LIST, CHOICE };
 
 struct option {
     const char *name;
@@ -25,47 +25,63 @@ struct option {
 #define MEMBER(m) offsetof(struct cli_options, m)
 
 static const struct option options[] = {
-    {"--inputs", TEXT, MEMBER(inputs), CLI_FORWARD, 0, 0, NULL, "FILE",
-     "latents, prompt_emb, reference.0 ... (safetensors)"},
+    {"--inputs", LIST, MEMBER(inputs), CLI_RUN, 0, 0, NULL, "FILE",
+     "latents, prompt_emb, reference.0 ... (safetensors); repeated: together in one pass"},
     {"--timestep", NUMBER, MEMBER(timestep), CLI_FORWARD, 0, 0, NULL, "T",
      "sigma * 1000, from 0 to 1000"},
-    {"--output", TEXT, MEMBER(output), CLI_FORWARD | CLI_INPUTS, 0, 0, NULL, "FILE",
+    {"--steps", COUNT, MEMBER(n_steps), CLI_DENOISE, 1, 1000, NULL, "N", "default 30"},
+    {"--cfg-scale", NUMBER, MEMBER(cfg_scale), CLI_DENOISE, 0, 0, NULL, "S",
+     "guidance, where the inputs have a negative_prompt_emb (default 4; 1: none)"},
+    {"--cfg-norm", FLAG, MEMBER(cfg_norm), CLI_DENOISE, 0, 0, NULL, NULL,
+     "scale guided tokens back to the positive prediction's norm, as diffusers does"},
+    {"--schedule", CHOICE, MEMBER(schedule), CLI_DENOISE, 0, 0, "dynamic|lightning", NULL,
+     "of sigmas (default dynamic; lightning: for the 4 and 8 step LoRAs)"},
+    {"--mu", NUMBER, MEMBER(mu), CLI_DENOISE, 0, 0, NULL, "MU",
+     "shift of the dynamic schedule (default: as the picture's size says)"},
+    {"--strength", NUMBER, MEMBER(strength), CLI_DENOISE, 0, 0, NULL, "S",
+     "image to image: how much of init_latents is replaced, up to 1 (default 1)"},
+    {"--seed", COUNT, MEMBER(seed), CLI_DENOISE, 0, UINT64_MAX, NULL, "N",
+     "of the noise, where the inputs have no latents (default 0; the next input: N + 1)"},
+    {"--resume", TEXT, MEMBER(resume), CLI_DENOISE, 0, 0, NULL, "DIR",
+     "keep each finished step in DIR, and go on from the last one there"},
+    {"--output", TEXT, MEMBER(output), CLI_RUN | CLI_INPUTS, 0, 0, NULL, "FILE",
      "where the result goes (safetensors)"},
-    {"--device", TEXT, MEMBER(device), CLI_FORWARD, 0, 0, NULL, "NAME", "auto, cpu (default auto)"},
-    {"--ram", SIZE, MEMBER(ram_bytes), CLI_FORWARD, 1 << 20, UINT64_MAX, NULL, "SIZE",
+    {"--device", TEXT, MEMBER(device), CLI_RUN, 0, 0, NULL, "NAME", "auto, cpu (default auto)"},
+    {"--ram", SIZE, MEMBER(ram_bytes), CLI_RUN, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "bound on all memory of the process, such as 400MiB"},
-    {"--ring", SIZE, MEMBER(ring_bytes), CLI_FORWARD, 1 << 20, UINT64_MAX, NULL, "SIZE",
+    {"--ring", SIZE, MEMBER(ring_bytes), CLI_RUN, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "memory for weights in flight (default 192MiB, or what --ram leaves)"},
-    {"--io", TEXT, MEMBER(io), CLI_FORWARD, 0, 0, NULL, "NAME",
-     "auto, io_uring, pread (default auto)"},
-    {"--direct", CHOICE, MEMBER(direct), CLI_FORWARD, 0, 0, "auto|on|off", NULL,
+    {"--io", TEXT, MEMBER(io), CLI_RUN, 0, 0, NULL, "NAME", "auto, io_uring, pread (default auto)"},
+    {"--direct", CHOICE, MEMBER(direct), CLI_RUN, 0, 0, "auto|on|off", NULL,
      "O_DIRECT (default auto)"},
-    {"--block-size", SIZE, MEMBER(block_bytes), CLI_FORWARD, 64 << 10, 32 << 20, NULL, "SIZE",
+    {"--block-size", SIZE, MEMBER(block_bytes), CLI_RUN, 64 << 10, 32 << 20, NULL, "SIZE",
      "bytes of one read, a power of two (default 4MiB)"},
-    {"--iodepth", COUNT, MEMBER(depth), CLI_FORWARD, 1, 1024, NULL, "N",
+    {"--iodepth", COUNT, MEMBER(depth), CLI_RUN, 1, 1024, NULL, "N",
      "reads in flight (default 16)"},
-    {"--threads", COUNT, MEMBER(n_threads), CLI_FORWARD, 1, 256, NULL, "N",
+    {"--threads", COUNT, MEMBER(n_threads), CLI_RUN, 1, 256, NULL, "N",
      "compute threads (default: the CPUs this process may use)"},
-    {"--precision", CHOICE, MEMBER(precision), CLI_FORWARD, 0, 0, "bf16|f32", NULL,
+    {"--precision", CHOICE, MEMBER(precision), CLI_RUN, 0, 0, "bf16|f32", NULL,
      "inputs of matrix products (default bf16)"},
-    {"--activation", CHOICE, MEMBER(activation), CLI_FORWARD, 0, 0, "gelu_tanh|quick_gelu", NULL,
+    {"--activation", CHOICE, MEMBER(activation), CLI_RUN, 0, 0, "gelu_tanh|quick_gelu", NULL,
      "of the MLPs (default gelu_tanh, the model's own)"},
-    {"--timestep-rounding", CHOICE, MEMBER(timestep_rounding), CLI_FORWARD, 0, 0, "off|bf16", NULL,
+    {"--timestep-rounding", CHOICE, MEMBER(timestep_rounding), CLI_RUN, 0, 0, "off|bf16", NULL,
      "round the timestep as bf16 pipelines do (default off)"},
-    {"--zero-cond-t", FLAG, MEMBER(zero_cond_t_on), CLI_FORWARD, 0, 0, NULL, NULL,
+    {"--zero-cond-t", FLAG, MEMBER(zero_cond_t_on), CLI_RUN, 0, 0, NULL, NULL,
      "Edit-2511: references at timestep 0 (default: as the model's config says)"},
-    {"--no-zero-cond-t", FLAG, MEMBER(zero_cond_t_off), CLI_FORWARD, 0, 0, NULL, NULL,
+    {"--no-zero-cond-t", FLAG, MEMBER(zero_cond_t_off), CLI_RUN, 0, 0, NULL, NULL,
      "not, whatever the config says"},
-    {"--layers", COUNT, MEMBER(n_layers), CLI_FORWARD | CLI_INSPECT | CLI_SYNTH, 1, 10000, NULL,
-     "N", "only the first N blocks; synth: blocks of the model (60)"},
+    {"--layers", COUNT, MEMBER(n_layers), CLI_RUN | CLI_INSPECT | CLI_SYNTH, 1, 10000, NULL, "N",
+     "only the first N blocks; synth: blocks of the model (60)"},
     {"--repeat", COUNT, MEMBER(n_repeat), CLI_FORWARD, 1, 1000000, NULL, "N",
      "run N forwards in a row, reading across their borders (default 1)"},
     {"--per-block", FLAG, MEMBER(per_block), CLI_FORWARD, 0, 0, NULL, NULL,
      "statistics of each block"},
     {"--streamed", FLAG, MEMBER(streamed), CLI_INSPECT, 0, 0, NULL, NULL,
      "list the tensors in the order in which a forward streams them"},
-    {"--width", COUNT, MEMBER(width), CLI_INPUTS, 16, 8192, NULL, "PIXELS", "default 256"},
-    {"--height", COUNT, MEMBER(height), CLI_INPUTS, 16, 8192, NULL, "PIXELS", "default 256"},
+    {"--width", COUNT, MEMBER(width), CLI_INPUTS | CLI_DENOISE, 16, 8192, NULL, "PIXELS",
+     "default 256"},
+    {"--height", COUNT, MEMBER(height), CLI_INPUTS | CLI_DENOISE, 16, 8192, NULL, "PIXELS",
+     "default 256"},
     {"--text-tokens", COUNT, MEMBER(n_text), CLI_INPUTS, 1, 65536, NULL, "N", "default 5"},
     {"--references", COUNT, MEMBER(n_references), CLI_INPUTS, 0, HR_IMAGES_MAX - 1, NULL, "N",
      "reference images of the same size (default 0)"},
@@ -283,7 +299,15 @@ static int set_value(struct cli_options *o, const struct option *opt, const char
     case NUMBER:
         if (!parse_number(text, member))
             return cli_usage("%s: \"%s\" is not a number", opt->name, text);
-        o->timestep_given = true;
+        if (member == &o->timestep)
+            o->timestep_given = true;
+        else if (!isfinite(*(double *) member))
+            return cli_usage("%s: %s is not a finite number", opt->name, text);
+        break;
+    case LIST:
+        if (((struct cli_list *) member)->n == HR_SAMPLES_MAX)
+            return cli_usage("%s: more than %d", opt->name, HR_SAMPLES_MAX);
+        ((struct cli_list *) member)->items[((struct cli_list *) member)->n++] = text;
         break;
     case TEXT:
         *(const char **) member = text;
@@ -343,6 +367,7 @@ int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int a
 {
     bool only_paths = false;
 
+    o->timestep = o->strength = o->cfg_scale = o->mu = NAN;
     for (int i = 0; i < argc; i++) {
         if (!only_paths && strcmp(argv[i], "--") == 0) {
             only_paths = true;
@@ -359,6 +384,8 @@ int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int a
     }
     if (o->zero_cond_t_on && o->zero_cond_t_off)
         return cli_usage("--zero-cond-t and --no-zero-cond-t exclude each other");
+    if (o->width % 16 || o->height % 16)
+        return cli_usage("--width and --height are multiples of 16 pixels");
     if (o->block_bytes & (o->block_bytes - 1))
         return cli_usage("--block-size: %llu is not a power of two",
                          (unsigned long long) o->block_bytes);

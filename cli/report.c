@@ -43,6 +43,14 @@ void cli_progress_block(void *user, const struct hr_dit_progress *p)
         cli_progress_clear();
 }
 
+void cli_progress_step(const struct hr_denoise_step *step)
+{
+    cli_progress_clear();
+    fprintf(stderr, "step %u of %u  %.1f s, about %.0f s to go\n", step->step_idx, step->n_steps,
+            (double) step->wall_ns / 1e9,
+            (double) step->wall_ns / 1e9 * (step->n_steps - step->step_idx));
+}
+
 const char *cli_size(char buf[32], uint64_t bytes)
 {
     static const struct {

@@ -6,11 +6,6 @@
 
 #include "common/common.h"
 
-enum hr_schedule {
-    HR_SCHEDULE_DYNAMIC,  /* shift by image size, stretched to end at 0.02: the model's own      */
-    HR_SCHEDULE_LIGHTNING /* e^mu = 3 at every size, no stretch: the 4 and 8 step distilled LoRAs */
-};
-
 struct hr_schedule_params {
     enum hr_schedule kind;
     uint32_t n_steps;  /* 1..1000                                                  */

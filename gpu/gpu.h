@@ -33,7 +33,8 @@ struct hr_gpu_params {
     uint64_t arena_bytes; /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
 };
 
-/* @return 0; -ENODEV no such device, -ENOMEM, -EINVAL n_threads out of range */
+/* @return 0; -ENODEV no such device, -ENOMEM, -EINVAL n_threads out of range, -EAGAIN the system
+ * has no more threads */
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err);
 void hr_gpu_close(struct hr_gpu **gpu);
 const char *hr_gpu_name(const struct hr_gpu *gpu); /* "cpu (oneDNN 2.6, 2 threads, avx512_core)" */

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* headrace.h -- run diffusion transformers larger than memory by streaming weights from disk.
  *
- * Three layers, each usable without the ones below it in this list:
+ * Four layers, each usable without the ones below it in this list:
  *
  *   hr_checkpoint  what is in a model: tensors, dtypes, shapes, where their bytes lie
  *   hr_stream      those bytes in a given order, through one ring of bounded memory
  *   hr_dit         the Qwen-Image diffusion transformer, the stream's first user
+ *   hr_denoise     its whole denoising loop
  *
  * and beside them hr_synth (models with known values) and hr_tensors_write (small result files).
  *
@@ -346,6 +347,75 @@ HR_API void hr_dit_close(struct hr_dit **dit);
  * @param ret_names  array of *ret_n names, free() it; the strings belong to the checkpoint */
 HR_API int hr_dit_names(const struct hr_checkpoint *checkpoint, uint32_t n_layers,
                         const char ***ret_names, uint32_t *ret_n, struct hr_error *err);
+
+/* ---- denoising loop ------------------------------------------------------------------ */
+
+enum hr_schedule {
+    HR_SCHEDULE_DYNAMIC,  /* shift by picture size, stretched to end at 0.02: the model's own    */
+    HR_SCHEDULE_LIGHTNING /* e^mu = 3 at every size, no stretch: the 4 and 8 step distilled LoRAs */
+};
+
+/* One picture: target and references as in `inputs`, of which the timestep is not used. */
+struct hr_picture {
+    /* images[0].data: initial latents, noise at sigma 1; NULL: from the seed. The other images:
+     * references, or for a layered model further targets (NULL: from the seed) and the condition.
+     */
+    struct hr_dit_inputs inputs;
+    const float *negative_emb; /* [n_negative, joint_attention_dim] f32; NULL: no guidance        */
+    const uint8_t *negative_mask; /* [n_negative], 0: padding; NULL: none                         */
+    uint32_t n_negative;
+    uint64_t seed;     /* of noise that was not given                                           */
+    const float *init; /* [n_targets, 16, h, w] latents to start from (strength < 1) or to keep
+                          outside the mask; NULL: none                                          */
+    const float *mask; /* [h, w], 1: repaint, 0: keep `init`; NULL: none                        */
+};
+
+struct hr_denoise_step {
+    uint32_t step_idx; /* steps done, of this run and those it resumes */
+    uint32_t n_steps;
+    float sigma;            /* at which the step began           */
+    uint64_t bytes_read;    /* weights used                      */
+    uint64_t wall_ns;       /* of the step                       */
+    uint64_t stall_disk_ns; /* of it waiting for weights         */
+    uint64_t compute_ns;    /* of it in the device's operations  */
+};
+typedef void hr_denoise_step_fn(void *user, const struct hr_denoise_step *step);
+
+/* All zero but for the steps: the library's choice. */
+struct hr_denoise_params {
+    struct hr_dit_params dit; /* n_forwards and timesteps are the loop's own; its progress is called
+                                 within each step                                                 */
+    uint32_t n_steps;         /* 1..1000                                                          */
+    enum hr_schedule schedule;
+    float strength; /* of img2img, in (0, 1]; 0: 1                                                */
+    bool mu_given;
+    float mu;        /* of the dynamic schedule, instead of the size's own                        */
+    float cfg_scale; /* v = v_neg + scale (v_pos - v_neg); 0: 4; 1: no guidance                   */
+    bool cfg_norm;   /* scale each token back to the positive prediction's norm, as diffusers     */
+    const char *resume_dir; /* keep each finished step there, and go on from the last             */
+    hr_denoise_step_fn *step; /* after each step                                                  */
+    void *step_user;
+};
+
+struct hr_denoise;
+
+/* Everything up to the first read: checks, noise, schedule, memory. The checkpoint is borrowed
+ * until close; of the pictures nothing is kept but copies of the latents, so prompts and references
+ * are borrowed too. All pictures, each with its negative prompt, go through the weights together:
+ * at most HR_SAMPLES_MAX of both, of the same number of target tokens.
+ * @return as hr_dit_open(); -EINVAL also where resume_dir holds a run of other inputs or settings
+ */
+HR_API int hr_denoise_open(struct hr_denoise **ret_denoise, const struct hr_checkpoint *checkpoint,
+                           const struct hr_denoise_params *params,
+                           const struct hr_picture *pictures, uint32_t n_pictures,
+                           struct hr_error *err);
+/* Run all remaining steps. @param latents  for each picture [n_targets, 16, h, w], on success only
+ */
+HR_API int hr_denoise_run(struct hr_denoise *denoise, float *const *latents, struct hr_error *err);
+/* Of the transformer; zero where resume_dir held a finished run and none was needed. */
+HR_API void hr_denoise_get_stats(const struct hr_denoise *denoise, struct hr_dit_stats *ret_stats);
+HR_API void hr_denoise_interrupt(struct hr_denoise *denoise);
+HR_API void hr_denoise_close(struct hr_denoise **denoise);
 
 /* ---- writing ------------------------------------------------------------------------ */
 

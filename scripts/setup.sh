@@ -22,6 +22,7 @@ pkg-config=command -v pkg-config
 meson=command -v meson
 ninja-build=command -v ninja
 libjansson-dev=has_header jansson.h
+libxxhash-dev=has_header xxhash.h
 liburing-dev=has_header liburing.h
 libdnnl-dev=has_header oneapi/dnnl/dnnl.h
 '

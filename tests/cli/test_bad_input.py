@@ -167,7 +167,6 @@ class BadInput(ModelCase):
 
     def test_memory_limit(self):
         self.assert_fails(self.forward("--ram", "20MiB"), "20 MiB", "need")
-        self.assert_fails(self.forward("--ring", "2MiB"), "ring")
 
     def test_names(self):
         self.assert_fails(self.forward("--io", "uring"), "uring", "io_uring")

@@ -47,6 +47,25 @@ static void test_open_errors(void **state)
     unsetenv("HEADRACE_CPU");
 }
 
+/* As many threads as are allowed; most find nothing to do. */
+static void test_threads_max(void **state)
+{
+    const struct hr_gpu_params params = {.device = "cpu", .act = HR_DTYPE_BF16, .n_threads = 256};
+    static float x[100000], out[100000];
+    struct hr_error err = {0};
+    struct hr_gpu *gpu = NULL;
+    const int rc = hr_gpu_open(&gpu, &params, &err);
+
+    (void) state;
+    if (rc == -EAGAIN)
+        skip(); /* the system's limit is lower */
+    if (rc < 0)
+        fail_msg("open: %s", err.message);
+    for (int i = 0; i < 50; i++)
+        assert_int_equal(hr_gpu_silu(gpu, out, x, HR_ARRAY_SIZE(x)), 0);
+    hr_gpu_close(&gpu);
+}
+
 struct lines {
     unsigned n_device, n_bf16;
 };
@@ -262,10 +281,10 @@ static void test_reference(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_open_errors),   cmocka_unit_test(test_open_auto),
-        cmocka_unit_test(test_arena),         cmocka_unit_test(test_weights),
-        cmocka_unit_test(test_pool),          cmocka_unit_test(test_reference),
-        cmocka_unit_test(test_scratch_bytes),
+        cmocka_unit_test(test_open_errors), cmocka_unit_test(test_open_auto),
+        cmocka_unit_test(test_threads_max), cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_weights),     cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_reference),   cmocka_unit_test(test_scratch_bytes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cmd_denoise.c -- the whole loop: pictures' latents from noise and prompts. */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+struct loop {
+    const struct cli_options *o;
+    struct hr_checkpoint *model;
+    struct cli_tensors in[HR_SAMPLES_MAX];
+    struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
+    float *latents[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
+    struct hr_denoise *denoise;
+    struct hr_denoise_step *steps; /* of this run */
+    uint32_t n_steps;              /* of them     */
+    struct hr_dit_stats stats;
+};
+
+static void interrupt_denoise(void *denoise)
+{
+    hr_denoise_interrupt(denoise);
+}
+
+static void on_step(void *user, const struct hr_denoise_step *step)
+{
+    struct loop *loop = user;
+
+    loop->steps[loop->n_steps++] = *step;
+    if (cli_progress_wanted(loop->o))
+        cli_progress_step(step);
+}
+
+static uint32_t steps_wanted(const struct cli_options *o)
+{
+    return o->n_steps ? (uint32_t) o->n_steps : 30;
+}
+
+static float or_zero(double value)
+{
+    return isnan(value) ? 0.0f : (float) value;
+}
+
+static struct hr_denoise_params denoise_params(struct loop *loop)
+{
+    const struct cli_options *o = loop->o;
+    struct hr_denoise_params params = {
+        .dit = cli_dit_params(o),
+        .n_steps = steps_wanted(o),
+        .schedule = (enum hr_schedule) o->schedule,
+        .strength = or_zero(o->strength),
+        .mu_given = !isnan(o->mu),
+        .mu = or_zero(o->mu),
+        .cfg_scale = or_zero(o->cfg_scale),
+        .cfg_norm = o->cfg_norm,
+        .resume_dir = o->resume,
+        .step = on_step,
+        .step_user = loop,
+    };
+
+    params.dit.progress = cli_progress_wanted(o) ? cli_progress_block : NULL;
+    return params;
+}
+
+static int take_results(struct loop *loop, struct hr_error *err)
+{
+    bool complete = true;
+
+    loop->steps = calloc(steps_wanted(loop->o), sizeof(*loop->steps));
+    for (uint32_t i = 0; i < loop->o->inputs.n; i++) {
+        const struct hr_latent *image = &loop->inputs[i].images[0];
+
+        loop->latents[i] =
+            calloc((size_t) loop->inputs[i].n_targets * HR_LATENT_CHANNELS * image->h,
+                   image->w * sizeof(float));
+        complete = complete && loop->latents[i];
+    }
+    if (complete && loop->steps)
+        return 0;
+    err->code = -ENOMEM;
+    snprintf(err->message, sizeof(err->message), "no memory for the result");
+    return -ENOMEM;
+}
+
+static int run(struct loop *loop, struct hr_error *err)
+{
+    const struct hr_denoise_params params = denoise_params(loop);
+    struct hr_picture pictures[HR_SAMPLES_MAX];
+    int r = take_results(loop, err);
+
+    for (uint32_t i = 0; i < loop->o->inputs.n; i++)
+        pictures[i] = (struct hr_picture){
+            .inputs = loop->inputs[i],
+            .negative_emb = loop->in[i].negative_emb,
+            .negative_mask = loop->in[i].negative_mask,
+            .n_negative = loop->in[i].n_negative,
+            .seed = loop->o->seed + i,
+            .init = loop->in[i].init,
+            .mask = loop->in[i].mask,
+        };
+    if (r == 0)
+        r = hr_denoise_open(&loop->denoise, loop->model, &params, pictures, loop->o->inputs.n, err);
+    if (r < 0)
+        return r;
+    cli_interrupt_target(interrupt_denoise, loop->denoise);
+    r = hr_denoise_run(loop->denoise, loop->latents, err);
+    hr_denoise_get_stats(loop->denoise, &loop->stats);
+    return r;
+}
+
+static bool print_json(const struct loop *loop)
+{
+    json_t *steps = json_array();
+    json_t *obj = json_pack("{s:s, s:i, s:o}", "verb", "denoise", "n_steps",
+                            (int) steps_wanted(loop->o), "steps", steps);
+
+    cli_stats_json(obj, &loop->stats);
+    for (uint32_t i = 0; i < loop->n_steps; i++) {
+        const struct hr_denoise_step *s = &loop->steps[i];
+
+        json_array_append_new(
+            steps, json_pack("{s:i, s:f, s:I, s:f, s:f, s:f}", "step", (int) s->step_idx, "sigma",
+                             (double) s->sigma, "bytes_used", (json_int_t) s->bytes_read, "wall_s",
+                             cli_seconds(s->wall_ns), "stall_disk_s", cli_seconds(s->stall_disk_ns),
+                             "compute_s", cli_seconds(s->compute_ns)));
+    }
+    if (loop->o->output)
+        json_object_set_new(obj, "output", json_string(loop->o->output));
+    return cli_print_json(obj);
+}
+
+static void print_text(const struct loop *loop)
+{
+    const struct hr_latent *image = &loop->inputs[0].images[0];
+    const bool guided = loop->in[0].negative_emb && loop->o->cfg_scale != 1.0;
+    char size[32];
+
+    printf("denoise   %u steps of %u, %u x %u pixels, %u picture%s%s, %s\n", loop->n_steps,
+           steps_wanted(loop->o), image->w * 8, image->h * 8, loop->o->inputs.n,
+           loop->o->inputs.n > 1 ? "s" : "", guided ? ", guided" : "", loop->stats.device_name);
+    for (uint32_t i = 0; i < loop->n_steps; i++) {
+        const struct hr_denoise_step *s = &loop->steps[i];
+
+        printf(
+            "step %3u  sigma %.4f  %s in %.2f s: waiting for the disk %.2f s, computing %.2f s\n",
+            s->step_idx, (double) s->sigma, cli_size(size, s->bytes_read), cli_seconds(s->wall_ns),
+            cli_seconds(s->stall_disk_ns), cli_seconds(s->compute_ns));
+    }
+    if (loop->n_steps > 0)
+        cli_stats_text(&loop->stats);
+    if (loop->o->output)
+        printf("output    %s: latents [16, %u, %u] F32%s\n", loop->o->output, image->h, image->w,
+               loop->o->inputs.n > 1 ? ", and of the other inputs" : "");
+    else
+        printf("output    not written: no --output\n");
+}
+
+static int run_all(struct loop *loop, struct hr_error *err)
+{
+    int r = cli_open_model(&loop->model, loop->o, err);
+
+    if (r == 0)
+        r = cli_read_inputs(loop->in, loop->o, loop->model, true, err);
+    for (uint32_t i = 0; i < loop->o->inputs.n; i++)
+        loop->inputs[i] = loop->in[i].inputs;
+    if (r == 0)
+        r = run(loop, err);
+    if (r == 0 && loop->o->output)
+        r = cli_write_results(loop->o, "latents", loop->inputs, loop->latents, err);
+    return r;
+}
+
+int cli_denoise(const struct cli_options *o)
+{
+    struct loop loop = {.o = o};
+    struct hr_error err = {0};
+    int r, code;
+
+    if (o->inputs.n == 0)
+        return cli_usage("denoise needs --inputs FILE; headrace inputs makes one to try with");
+    if ((o->width == 0) != (o->height == 0))
+        return cli_usage("--width and --height go together");
+    if (!isnan(o->strength) && !(o->strength > 0.0 && o->strength <= 1.0))
+        return cli_usage("--strength: %g is not more than 0 and up to 1", o->strength);
+    cli_catch_signals();
+    r = run_all(&loop, &err);
+    cli_progress_clear();
+    cli_interrupt_target(NULL, NULL);
+    if (r < 0) {
+        code = cli_fail(&err);
+    } else {
+        if (!o->json)
+            print_text(&loop);
+        code = o->json && !print_json(&loop) ? CLI_FAILED : cli_flush();
+    }
+    hr_denoise_close(&loop.denoise);
+    for (uint32_t i = 0; i < o->inputs.n; i++) {
+        cli_tensors_free(&loop.in[i]);
+        free(loop.latents[i]);
+    }
+    hr_checkpoint_close(&loop.model);
+    free(loop.steps);
+    return code;
+}

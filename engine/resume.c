@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* resume.c -- see resume.h. */
+#include "engine/resume.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "engine/files.h"
+
+enum { STATE_BYTES_MAX = 1 << 20, STATE_VERSION = 1 };
+
+static const char state_name[] = "state.json";
+
+/* ---- facts ---------------------------------------------------------------------------------- */
+
+void hr_resume_fact(struct hr_resume *resume, const char *name, const char *format, ...)
+{
+    struct hr_fact *fact = &resume->facts[resume->n_facts++];
+    va_list ap;
+
+    hr_assert(resume->n_facts <= HR_FACTS_MAX);
+    snprintf(fact->name, sizeof(fact->name), "%s", name);
+    va_start(ap, format);
+    vsnprintf(fact->value, sizeof(fact->value), format, ap);
+    va_end(ap);
+}
+
+static void add_hash(struct hr_resume *resume, const char *name, XXH128_hash_t hash)
+{
+    hr_resume_fact(resume, name, "%016llx%016llx", (unsigned long long) hash.high64,
+                   (unsigned long long) hash.low64);
+}
+
+void hr_resume_fact_hash(struct hr_resume *resume, const char *name, const void *data, size_t n)
+{
+    add_hash(resume, name, XXH3_128bits(data, n));
+}
+
+void hr_resume_fact_model(struct hr_resume *resume, const struct hr_checkpoint *checkpoint)
+{
+    XXH3_state_t *state = XXH3_createState();
+
+    hr_assert(state);
+    XXH3_128bits_reset(state);
+    for (uint32_t i = 0; i < hr_checkpoint_n_shards(checkpoint); i++) {
+        const struct hr_shard *shard = hr_checkpoint_shard(checkpoint, i);
+
+        XXH3_128bits_update(state, &shard->size_bytes, sizeof(shard->size_bytes));
+    }
+    for (uint32_t i = 0; i < hr_checkpoint_n_tensors(checkpoint); i++) {
+        const struct hr_tensor *t = hr_checkpoint_tensor(checkpoint, i);
+        const uint64_t numbers[] = {(uint64_t) t->dtype, t->rank, t->shard_idx, t->offset_bytes,
+                                    t->size_bytes};
+
+        XXH3_128bits_update(state, t->name, strlen(t->name) + 1);
+        XXH3_128bits_update(state, numbers, sizeof(numbers));
+        XXH3_128bits_update(state, t->shape, t->rank * sizeof(t->shape[0]));
+    }
+    const char *config = hr_checkpoint_config(checkpoint);
+
+    if (config)
+        XXH3_128bits_update(state, config, strlen(config));
+    add_hash(resume, "model", XXH3_128bits_digest(state));
+    XXH3_freeState(state);
+}
+
+/* ---- reading -------------------------------------------------------------------------------- */
+
+static int fail(const struct hr_resume *resume, struct hr_error *err, int code, const char *what)
+{
+    char shown[256], text[128];
+
+    if (code == -EBADMSG)
+        return hr_error_set(err, code,
+                            "%s/%s: %s; it is no state of a denoising run, name another folder",
+                            hr_printable(resume->folder, shown, sizeof(shown)), state_name, what);
+    return hr_error_set(err, code, "%s: %s: %s", hr_printable(resume->folder, shown, sizeof(shown)),
+                        what, hr_strerror(code, text, sizeof(text)));
+}
+
+/* The text of state.json; *ret_text NULL when there is none. */
+static int read_state(const struct hr_resume *resume, char **ret_text, size_t *ret_bytes,
+                      struct hr_error *err)
+{
+    const int dir_fd = open(resume->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    uint64_t bytes = 0;
+    mode_t mode;
+    int fd, r;
+
+    *ret_text = NULL;
+    if (dir_fd < 0)
+        return fail(resume, err, -errno, "opening the folder");
+    r = hr_file_open(dir_fd, state_name, 0, &fd, &bytes, &mode);
+    close(dir_fd);
+    if (r == -ENOENT)
+        return 0;
+    if (r < 0)
+        return fail(resume, err, r, "opening state.json");
+    if (bytes > STATE_BYTES_MAX) {
+        close(fd);
+        return fail(resume, err, -EBADMSG, "larger than 1 MiB");
+    }
+    *ret_text = malloc(bytes + 1);
+    r = *ret_text ? hr_file_read(fd, *ret_text, bytes, 0) : -ENOMEM;
+    close(fd);
+    *ret_bytes = bytes;
+    if (r == 0)
+        return 0;
+    free(*ret_text);
+    *ret_text = NULL;
+    return fail(resume, err, r, "reading state.json");
+}
+
+/* Every fact must be there with the same value, and no other. */
+static int compare(const struct hr_resume *resume, const json_t *facts, struct hr_error *err)
+{
+    char shown[256], was[80];
+
+    for (uint32_t i = 0; i < resume->n_facts; i++) {
+        const struct hr_fact *fact = &resume->facts[i];
+        const char *value = json_string_value(json_object_get(facts, fact->name));
+
+        if (value && strcmp(value, fact->value) == 0)
+            continue;
+        return hr_error_set(err, -EINVAL,
+                            "%s: the run kept there had another %s: %s, now %s; name another "
+                            "folder, or delete this one",
+                            hr_printable(resume->folder, shown, sizeof(shown)), fact->name,
+                            value ? hr_printable(value, was, sizeof(was)) : "none", fact->value);
+    }
+    if (json_object_size(facts) != resume->n_facts)
+        return hr_error_set(err, -EINVAL,
+                            "%s: the run kept there was made of more inputs; name another folder, "
+                            "or delete this one",
+                            hr_printable(resume->folder, shown, sizeof(shown)));
+    return 0;
+}
+
+/* Names like "step-12.safetensors", so that a state can never lead out of its folder. */
+static void latents_name(char buf[64], uint32_t step)
+{
+    snprintf(buf, 64, "step-%u.safetensors", step);
+}
+
+static int read_latents(struct hr_resume *resume, uint32_t step, float *const *latents,
+                        const uint64_t *n_floats, uint32_t n, struct hr_error *err)
+{
+    struct hr_checkpoint *file = NULL;
+    char file_name[64], name[32];
+    char *path;
+    int r;
+
+    latents_name(file_name, step);
+    path = hr_file_join(resume->folder, file_name);
+    if (!path)
+        return hr_error_set(err, -ENOMEM, "no memory for a path");
+    r = hr_checkpoint_open(
+        &file, &(struct hr_checkpoint_params){.paths = (const char *const *) &path, .n_paths = 1},
+        err);
+    for (uint32_t i = 0; i < n && r == 0; i++) {
+        snprintf(name, sizeof(name), "latents.%u", i);
+        const struct hr_tensor *tensor = hr_checkpoint_find(file, name);
+
+        r = tensor ? hr_checkpoint_read_f32(file, tensor, latents[i], n_floats[i], err)
+                   : fail(resume, err, -EBADMSG, "its file of latents lacks one");
+    }
+    hr_checkpoint_close(&file);
+    free(path);
+    return r;
+}
+
+int hr_resume_load(struct hr_resume *resume, float *const *latents, const uint64_t *n_floats,
+                   uint32_t n, struct hr_error *err)
+{
+    size_t bytes = 0;
+    char *text;
+    int r;
+
+    resume->step = 0;
+    if (mkdir(resume->folder, 0777) < 0 && errno != EEXIST)
+        return fail(resume, err, -errno, "making the folder");
+    r = read_state(resume, &text, &bytes, err);
+    if (r < 0 || !text)
+        return r;
+
+    json_t *state = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, NULL);
+    const json_t *facts = json_object_get(state, "facts");
+    const json_t *step = json_object_get(state, "step");
+    const json_int_t value = json_integer_value(step);
+
+    free(text);
+    if (json_integer_value(json_object_get(state, "version")) != STATE_VERSION ||
+        !json_is_object(facts) || !json_is_integer(step) || value < 1 || value > 1000000)
+        r = fail(resume, err, -EBADMSG, "lacks version, step or facts");
+    if (r == 0)
+        r = compare(resume, facts, err);
+    if (r == 0)
+        r = read_latents(resume, (uint32_t) value, latents, n_floats, n, err);
+    if (r == 0)
+        resume->step = (uint32_t) value;
+    json_decref(state);
+    return r;
+}
+
+/* ---- writing -------------------------------------------------------------------------------- */
+
+static int write_state(const struct hr_resume *resume, uint32_t step, struct hr_error *err)
+{
+    json_t *facts = json_object();
+    json_t *state =
+        json_pack("{s:i, s:i, s:o}", "version", STATE_VERSION, "step", (int) step, "facts", facts);
+    char *path = hr_file_join(resume->folder, state_name);
+    char *temporary = hr_file_join(resume->folder, ".state.json.tmp");
+    char *text = NULL;
+    int fd = -1, r = -ENOMEM;
+
+    for (uint32_t i = 0; i < resume->n_facts; i++)
+        json_object_set_new(facts, resume->facts[i].name, json_string(resume->facts[i].value));
+    text = state ? json_dumps(state, JSON_INDENT(2)) : NULL;
+    if (path && temporary && text) {
+        fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        r = fd < 0 ? -errno : hr_file_write(fd, text, strlen(text), 0);
+        if (r == 0 && fsync(fd) < 0)
+            r = -errno;
+        if (r == 0 && rename(temporary, path) < 0)
+            r = -errno;
+        if (r == 0)
+            r = hr_file_sync_parent(path);
+    }
+    if (fd >= 0)
+        close(fd);
+    free(text);
+    free(temporary);
+    free(path);
+    json_decref(state);
+    return r < 0 ? fail(resume, err, r, "writing state.json") : 0;
+}
+
+int hr_resume_save(struct hr_resume *resume, uint32_t step, float *const *latents,
+                   const uint64_t *n_floats, uint32_t n, struct hr_error *err)
+{
+    struct hr_tensor_out tensors[HR_SAMPLES_MAX];
+    char names[HR_SAMPLES_MAX][32], file_name[64];
+    char *path;
+    int r;
+
+    hr_assert(n <= HR_SAMPLES_MAX && step > resume->step);
+    for (uint32_t i = 0; i < n; i++) {
+        snprintf(names[i], sizeof(names[i]), "latents.%u", i);
+        tensors[i] = (struct hr_tensor_out){names[i], latents[i], 1, &n_floats[i]};
+    }
+    latents_name(file_name, step);
+    path = hr_file_join(resume->folder, file_name);
+    r = path ? hr_tensors_write(path, tensors, n, err)
+             : hr_error_set(err, -ENOMEM, "no memory for a path");
+    free(path);
+    if (r == 0)
+        r = write_state(resume, step, err);
+    if (r < 0)
+        return r;
+    if (resume->step > 0) {
+        latents_name(file_name, resume->step);
+        path = hr_file_join(resume->folder, file_name);
+        if (path)
+            unlink(path); /* of no more use; if it stays, it is only in the way */
+        free(path);
+    }
+    resume->step = step;
+    return 0;
+}
