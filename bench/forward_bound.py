@@ -33,13 +33,13 @@ def shards(model):
 
 def fio(files, block, depth, size=None, offset=None):
     """Bytes per second over whole files, one after the other, or over a window of the first."""
-    job = ["[global]", "ioengine=io_uring", "fixedbufs=1", "registerfiles=1", "direct=1", "rw=read", "readonly=1",
+    job = ["[global]", "ioengine=io_uring", "fixedbufs=1", "registerfiles=1", "direct=1", "rw=read",
            f"bs={block}", f"iodepth={depth}", "thread=1"]
     if size:
         job += [f"size={size}", f"offset={offset}"]
     for i, path in enumerate(files):
         job += [f"[shard{i}]", f"filename={path}", "stonewall"]
-    out = subprocess.run(["fio", "--output-format=json", "-"], input="\n".join(job) + "\n", capture_output=True,
+    out = subprocess.run(["fio", "--readonly", "--output-format=json", "-"], input="\n".join(job) + "\n", capture_output=True,
                          text=True, check=True).stdout
     reads = [j["read"] for j in json.loads(out[out.index("{"):])["jobs"]]
     return sum(r["io_bytes"] for r in reads) / (sum(r["runtime"] for r in reads) / 1000)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""headrace denoise: options, bytes, and runs killed at any moment."""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+from cli_testing import HEADRACE, ModelCase, environment, floats, headrace, main, write_tensors
+
+
+class Denoise(ModelCase):
+    model_options = ["--layers", 4, "--heads", 2, "--joint-dim", 96]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.guided = cls.path("guided.safetensors")
+        cls.write_guided(cls.guided)
+
+    @classmethod
+    def write_guided(cls, path, **more):
+        rng = random.Random(1)
+
+        def tensor(*shape):
+            n = 1
+            for s in shape:
+                n *= s
+            return ("F32", list(shape), floats([rng.uniform(-1, 1) for _ in range(n)]))
+        write_tensors(path, {"prompt_emb": tensor(5, 96), "negative_prompt_emb": tensor(1, 3, 96),
+                             "latents": tensor(16, 6, 10), **{k: tensor(*v) for k, v in more.items()}})
+
+    def denoise(self, *args, inputs=None, output="latents.safetensors"):
+        out = self.path(output)
+        if os.path.exists(out):
+            os.remove(out)
+        result = headrace("denoise", self.model, "--inputs", inputs or self.guided, "--steps", 3, "--output", out, *args)
+        self.assertEqual(os.path.exists(out), result.code == 0, result.err)
+        return result
+
+    def bytes_of(self, output="latents.safetensors"):
+        with open(self.path(output), "rb") as f:
+            return f.read()
+
+    def test_bytes_per_step(self):
+        """The modulation weights, a third of the model, are read once, both prompts in one pass."""
+        stats = json.loads(self.denoise("--json", "--quiet").out)
+        first, *later = [s["bytes_used"] for s in stats["steps"]]
+        whole = json.loads(headrace("inspect", self.model, "--json").out)["streamed"]["bytes"]
+        self.assertEqual(len(later), 2)
+        self.assertEqual(first, whole)
+        for step in later:
+            self.assertLess(step, 0.72 * whole)
+        self.assertEqual(stats["bytes_used"], first + sum(later))
+
+    def test_settings_do_not_change_bits(self):
+        self.assertEqual(self.denoise("--quiet").code, 0)
+        want = self.bytes_of()
+        for args in (["--io", "pread"], ["--threads", 1], ["--ram", "150MiB"], ["--direct", "off", "--ring", "64MiB"]):
+            self.assertEqual(self.denoise(*args, "--quiet").code, 0)
+            self.assertEqual(self.bytes_of(), want, args)
+
+    def test_seed_and_size(self):
+        inputs = self.path("prompt-only.safetensors")
+        write_tensors(inputs, {"prompt_emb": ("F32", [4, 96], floats([0.5] * 384))})
+        self.assert_fails(self.denoise(inputs=inputs), "latents")
+        size = ["--width", 80, "--height", 48]
+        outputs = []
+        for seed in (1, 1, 2):
+            self.assertEqual(self.denoise(*size, "--seed", seed, inputs=inputs).code, 0)
+            outputs.append(self.bytes_of())
+        self.assertEqual(outputs[0], outputs[1])
+        self.assertNotEqual(outputs[0], outputs[2])
+        # latents in the inputs win over the seed
+        self.assertEqual(self.denoise("--seed", 1).code, 0)
+        one = self.bytes_of()
+        self.assertEqual(self.denoise("--seed", 2).code, 0)
+        self.assertEqual(self.bytes_of(), one)
+
+    def test_several_inputs(self):
+        second = self.path("second.safetensors")
+        shutil.copy(self.inputs, second)
+        self.assertEqual(self.denoise("--inputs", second).code, 0)
+        with open(self.path("latents.safetensors"), "rb") as f:
+            header = f.read(400)
+        self.assertIn(b"latents.0", header)
+        self.assertIn(b"latents.1", header)
+
+    def test_image_to_image(self):
+        path = self.path("image.safetensors")
+        self.write_guided(path, init_latents=(16, 6, 10), inpaint_mask=(6, 10))
+        self.assertEqual(self.denoise("--strength", 0.6, inputs=path).code, 0)
+        self.assert_fails(self.denoise("--strength", 0.6), "start from")
+        self.write_guided(path, init_latents=(16, 6, 8))
+        self.assert_fails(self.denoise(inputs=path), "init_latents", "[16, 6, 8]")
+        self.write_guided(path, inpaint_mask=(6, 10))
+        self.assert_fails(self.denoise(inputs=path), "mask")
+
+    def test_usage(self):
+        for args, word in ((["--strength", "2"], "--strength"), (["--width", "80"], "go together"),
+                           (["--cfg-scale", "nan"], "finite"), (["--steps", "0"], "1 to 1000"),
+                           (["--schedule", "karras"], "dynamic|lightning")):
+            result = headrace("denoise", self.model, "--inputs", self.guided, *args)
+            self.assertEqual(result.code, 2, result.err)
+            self.assertIn(word, result.err)
+        self.assertEqual(headrace("denoise", self.model).code, 2)
+
+    def test_killed_at_any_moment(self):
+        """SIGKILL, again and again: the run goes on from its last step and ends with the same bits."""
+        steps = ["--steps", 12]
+        self.assertEqual(self.denoise(*steps).code, 0)
+        want = self.bytes_of()
+        rng = random.Random(7)
+        env = environment(HEADRACE_FAULTS="delay=3000")
+        for round_idx in range(6):
+            folder = self.path(f"resume-{round_idx}")
+            kills = 0
+            while True:
+                process = subprocess.Popen(
+                    [HEADRACE, "denoise", self.model, "--inputs", self.guided, "--steps", "12", "--resume", folder,
+                     "--output", self.path("killed"), "--io", "fault", "--block-size", "64KiB", "--quiet"],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+                if kills < 5:
+                    time.sleep(rng.uniform(0.01, 0.25))
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                err = process.communicate(timeout=120)[1]
+                if process.returncode == 0:
+                    break
+                self.assertEqual(process.returncode, -signal.SIGKILL, err)
+            self.assertEqual(self.bytes_of("killed"), want)
+            left = [n for n in os.listdir(folder) if n.startswith("step-")]
+            self.assertIn("step-12.safetensors", left)
+            os.remove(self.path("killed"))
+
+    def test_finished_run_writes_again(self):
+        folder = self.path("finished")
+        self.assertEqual(self.denoise("--resume", folder).code, 0)
+        want = self.bytes_of()
+        result = self.denoise("--resume", folder, "--json", "--quiet")
+        self.assertEqual(result.code, 0)
+        self.assertEqual(json.loads(result.out)["bytes_read"], 0)
+        self.assertEqual(self.bytes_of(), want)
+        self.assert_fails(self.denoise("--resume", folder, "--cfg-scale", 2), "guidance", "finished")
+
+
+if __name__ == "__main__":
+    main()
