@@ -39,8 +39,8 @@ def fio(files, block, depth, size=None, offset=None):
         job += [f"size={size}", f"offset={offset}"]
     for i, path in enumerate(files):
         job += [f"[shard{i}]", f"filename={path}", "stonewall"]
-    out = subprocess.run(["fio", "--readonly", "--output-format=json", "-"], input="\n".join(job) + "\n", capture_output=True,
-                         text=True, check=True).stdout
+    command = ["fio", "--readonly", "--output-format=json", "-"]
+    out = subprocess.run(command, input="\n".join(job) + "\n", capture_output=True, text=True, check=True).stdout
     reads = [j["read"] for j in json.loads(out[out.index("{"):])["jobs"]]
     return sum(r["io_bytes"] for r in reads) / (sum(r["runtime"] for r in reads) / 1000)
 
@@ -75,7 +75,8 @@ def forward(args, *options):
 def machine():
     with open("/proc/cpuinfo", encoding="utf-8") as f:
         names = [line.split(":")[1].strip() for line in f if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} CPUs ({names[0] if names else platform.machine()}), Linux {platform.release()}"
+    name = names[0] if names else platform.machine()
+    return f"{len(os.sched_getaffinity(0))} CPUs ({name}), Linux {platform.release()}"
 
 
 def main():
@@ -108,7 +109,8 @@ def main():
         ratios.append(wall_s / bound_s)
         noisy += spread > 0.05
         print(f"round {i + 1}  ours {ours[0]['wall_s']:.2f} {ours[1]['wall_s']:.2f} s  fio {disk_s:.2f} s "
-              f"({rates[0] / 1e9:.2f} {rates[1] / 1e9:.2f} GB/s, spread {spread:.0%})  compute {compute['wall_s']:.2f} s  "
+              f"({rates[0] / 1e9:.2f} {rates[1] / 1e9:.2f} GB/s, spread {spread:.0%})  "
+              f"compute {compute['wall_s']:.2f} s  "
               f"ratio {ratios[-1]:.3f}{'  noise' if spread > 0.05 else ''}  peak "
               f"{max(o['peak_memory_bytes'] for o in ours) / 1e6:.0f} MB", flush=True)
     verdict = "inconclusive: noise" if noisy else ("within" if statistics.median(ratios) <= 1.10 else "above") + " 1.10"

@@ -278,7 +278,7 @@ static int build_shards(struct hr_synth_layout *layout, const struct hr_synth_pa
         int r;
 
         if (layout->n_shards == 1)
-            strcpy(shard->name, "diffusion_pytorch_model.safetensors");
+            snprintf(shard->name, sizeof(shard->name), "diffusion_pytorch_model.safetensors");
         else
             snprintf(shard->name, sizeof(shard->name),
                      "diffusion_pytorch_model-%05u-of-%05u.safetensors", s + 1, layout->n_shards);

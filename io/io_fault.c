@@ -90,7 +90,7 @@ static int parse_item(struct fault_program *program, char *item, struct hr_error
         return bad_program(err, item);
     const size_t key_len = (size_t) (value++ - item);
     if (key_len == 5 && strncmp(item, "inner", key_len) == 0 && strlen(value) < INNER_NAME_BYTES) {
-        strcpy(program->inner, value);
+        snprintf(program->inner, sizeof(program->inner), "%s", value);
         return 0;
     }
     for (size_t i = 0; i < HR_ARRAY_SIZE(keys); i++) {

@@ -169,7 +169,7 @@ class BadInput(ModelCase):
         self.assert_fails(self.forward("--ram", "20MiB"), "20 MiB", "need")
 
     def test_names(self):
-        self.assert_fails(self.forward("--io", "uring"), "uring", "io_uring")
+        self.assert_fails(self.forward("--io", "uring"), "uring", "pread")
         self.assert_fails(self.forward("--device", "tpu"), "tpu", "cpu")
         self.assertEqual(self.forward(env=environment(HEADRACE_IO="pread")).code, 0)
         self.assert_fails(self.forward(env=environment(HEADRACE_IO="nonsense")), "nonsense")

@@ -36,7 +36,8 @@ class Denoise(ModelCase):
         out = self.path(output)
         if os.path.exists(out):
             os.remove(out)
-        result = headrace("denoise", self.model, "--inputs", inputs or self.guided, "--steps", 3, "--output", out, *args)
+        result = headrace("denoise", self.model, "--inputs", inputs or self.guided, "--steps", 3, "--output", out,
+                          *args)
         self.assertEqual(os.path.exists(out), result.code == 0, result.err)
         return result
 

@@ -10,8 +10,8 @@ from cli_testing import HEADRACE, ModelCase, environment, main
 
 class Interrupt(ModelCase):
     def interrupt(self, delay_s, args, env=None):
-        process = subprocess.Popen([HEADRACE, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                   env=env or environment())
+        process = subprocess.Popen([HEADRACE, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True, env=env or environment())
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
         # No verdict on speed, which depends on the machine: only that it ends by itself.
