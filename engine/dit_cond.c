@@ -11,8 +11,8 @@
 #include "engine/dit.h"
 
 enum {
-    ROWS_PER_PRODUCT = 8,
-    PRODUCTS_MAX = 128,
+    ROWS_PER_PRODUCT = HR_TOKENS_INDEPENDENT_MAX,
+    PRODUCTS_MAX = (HR_DIT_STEPS_MAX + 1 + ROWS_PER_PRODUCT - 1) / ROWS_PER_PRODUCT,
 };
 
 /* Timesteps whose vectors are in the making. */

@@ -11,6 +11,8 @@
 #include "gpu/cpu.h"
 
 enum { DOT_ROWS = 64 };
+_Static_assert((int) HR_DOT_TOKENS_MAX >= (int) HR_TOKENS_INDEPENDENT_MAX,
+               "each token of hr_kernels.dot has sums of its own");
 
 static size_t dtype_bytes(enum hr_dtype dtype)
 {

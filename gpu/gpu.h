@@ -22,7 +22,11 @@
 
 #include "common/common.h"
 
-enum { HR_HEAD_DIM = 128 };
+enum {
+    HR_HEAD_DIM = 128,
+    /* A product of up to this many tokens gives each of them the bits that it has alone. */
+    HR_TOKENS_INDEPENDENT_MAX = 6,
+};
 
 struct hr_gpu;
 

@@ -6,6 +6,7 @@
  * found out by their content.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>

@@ -251,6 +251,42 @@ static void test_same_bits(void **state)
 }
 
 /* More different shapes than prepared products are kept. */
+/* A few tokens together: each has the bits that it has alone, whatever its company. */
+static void test_tokens_are_independent(void **state)
+{
+    struct check_rng rng = check_seed();
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(w_dtypes) * HR_ARRAY_SIZE(x_dtypes); i++)
+        for (size_t n = 2; n <= HR_TOKENS_INDEPENDENT_MAX; n++) {
+            const struct hr_linear shape = {.x_dtype = x_dtypes[i % 2],
+                                            .w_dtype = w_dtypes[i / 2],
+                                            .out_dtype = HR_DTYPE_F32,
+                                            .n_tokens = n,
+                                            .n_in = 1030,
+                                            .n_out = 67};
+            const struct check_device device = {hr_kernels_name(0), true};
+            struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_BF16, 2);
+            struct layer l;
+
+            layer_init(&l, &rng, &shape);
+            layer_run(&l, gpu);
+            memcpy(l.want, l.out, l.out_bytes);
+            memcpy(l.out, l.before, l.out_bytes);
+            for (size_t t = 0; t < n; t++) {
+                struct hr_linear one = l.p;
+
+                one.n_tokens = 1;
+                one.x = (char *) l.x + t * one.x_stride * check_dtype_bytes(one.x_dtype);
+                one.out = (float *) l.out + t * one.out_stride;
+                assert_int_equal(hr_gpu_linear(gpu, &one), 0);
+            }
+            assert_memory_equal(l.out, l.want, l.out_bytes);
+            layer_uninit(&l);
+            hr_gpu_close(&gpu);
+        }
+}
+
 static void test_many_shapes(void **state)
 {
     struct check_rng rng = check_seed();
@@ -277,9 +313,8 @@ static void test_many_shapes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dtypes),
-        cmocka_unit_test(test_tiles),
-        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_dtypes),      cmocka_unit_test(test_tiles),
+        cmocka_unit_test(test_same_bits),   cmocka_unit_test(test_tokens_are_independent),
         cmocka_unit_test(test_many_shapes),
     };
 
