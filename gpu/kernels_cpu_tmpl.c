@@ -99,7 +99,7 @@ HR_INLINE void dot_step(vf acc[4][HR_DOT_TOKENS_MAX], struct dot_rows at, enum d
 
 #pragma GCC unroll 4
         for (size_t r = 0; r < n_rows; r++)
-            acc[r][t] = x.b * w[r].b + (x.a * w[r].a + acc[r][t]);
+            acc[r][t] = vfma(x.b, w[r].b, vfma(x.a, w[r].a, acc[r][t]));
     }
 }
 

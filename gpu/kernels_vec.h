@@ -122,6 +122,23 @@ HR_INLINE vf vmax(vf a, vf b)
 #endif
 }
 
+/* a * b + c rounded once, or twice where the instruction set has no such operation; unlike an
+ * expression that the compiler may contract or not, the same wherever it stands. */
+HR_INLINE vf vfma(vf a, vf b, vf c)
+{
+#if HR_VEC_BYTES == 64
+    return (vf) _mm512_fmadd_ps((__m512) a, (__m512) b, (__m512) c);
+#elif HR_VEC_BYTES == 32
+    return (vf) _mm256_fmadd_ps((__m256) a, (__m256) b, (__m256) c);
+#elif defined(__FP_FAST_FMAF)
+    for (size_t i = 0; i < LANES; i++)
+        c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
 HR_INLINE vf vmin(vf a, vf b)
 {
 #if HR_VEC_BYTES == 64

@@ -222,9 +222,9 @@ static void test_mods_up_front(void **state)
         hr_dit_close(&dit);
         params.timesteps = timesteps;
         for (unsigned spill = 0; spill < 2; spill++) {
-            params.ram_bytes = spill ? 200 << 20 : 0;
+            params.ram_bytes = spill ? 1 << 30 : 0;
             dit = open_dit(&params);
-            if (spill) { /* the real bound is a tenth of 200 MiB: too much for this model */
+            if (spill) { /* the real bound is a tenth of that: too much for this model */
                 hr_dit_mods_uninit(&dit->mods);
                 assert_int_equal(
                     hr_dit_mods_init(&dit->mods, N, hr_dit_cond_step_floats(dit), 0, NULL, &err),
