@@ -143,14 +143,21 @@ static void lay_out(struct hr_stream *stream, const struct hr_tensor *const *ten
 
 uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32_t n)
 {
-    struct hr_read_range largest = {.size_bytes = 1};
+    uint64_t ring_bytes = 0;
 
     for (uint32_t i = 0; i < n; i++) {
         const struct hr_cut cut = hr_cut_tensor(tensors[i]);
 
-        largest.size_bytes = hr_max_u64(largest.size_bytes, hr_cut_band(&cut, 0).size_bytes);
+        for (uint64_t b = 0; b < cut.n_bands; b++) {
+            const struct hr_band band = hr_cut_band(&cut, b);
+            const struct hr_read_range range = {
+                .offset_bytes = tensors[i]->offset_bytes + band.begin_bytes,
+                .size_bytes = band.size_bytes,
+            };
+            ring_bytes = hr_max_u64(ring_bytes, hr_reader_ring_bytes_min(&range, 1));
+        }
     }
-    return hr_reader_ring_bytes_min(&largest, 1);
+    return ring_bytes;
 }
 
 int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t n, uint32_t n_once,
