@@ -30,7 +30,6 @@ _Noreturn void hr_assert_failed(const char *cond, const char *file, int line, co
  * message wins: it is the cause, later ones are consequences. err may be NULL.
  * @param code  negative errno */
 int hr_error_set(struct hr_error *err, int code, const char *format, ...) HR_PRINTF(3, 4);
-void hr_error_clear(struct hr_error *err);
 
 /* strerror() of a negative errno, thread-safe; the string is static or in buf. */
 const char *hr_strerror(int code, char *buf, size_t buf_bytes);
@@ -83,6 +82,9 @@ struct hr_memory {
 
 /* Zeros when /proc is not there. */
 struct hr_memory hr_memory_now(void);
+
+/* What the machine could still give, MemAvailable; 0 when it does not say. */
+uint64_t hr_memory_available(void);
 
 /* CPUs this process may run on, at least 1. */
 unsigned hr_n_cpus(void);

@@ -27,7 +27,7 @@ unsigned hr_n_cpus(void)
     return n > 0 ? (unsigned) n : 1;
 }
 
-/* The figure, in bytes, of a line such as "VmHWM:    1234 kB" in /proc/self/status. */
+/* The figure, in bytes, of a line such as "VmHWM:    1234 kB". */
 static uint64_t status_bytes(const char *status, const char *field)
 {
     const char *line = strstr(status, field);
@@ -35,18 +35,35 @@ static uint64_t status_bytes(const char *status, const char *field)
     return line ? strtoull(line + strlen(field), NULL, 10) * 1024 : 0;
 }
 
+/* A file of /proc, cut off at buf_bytes - 1. @return false when it cannot be read */
+static bool read_proc(const char *path, char *buf, size_t buf_bytes)
+{
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return false;
+    const ssize_t n = read(fd, buf, buf_bytes - 1);
+    close(fd);
+    if (n <= 0)
+        return false;
+    buf[n] = '\0';
+    return true;
+}
+
+uint64_t hr_memory_available(void)
+{
+    char text[4096];
+
+    return read_proc("/proc/meminfo", text, sizeof(text)) ? status_bytes(text, "\nMemAvailable:")
+                                                          : 0;
+}
+
 struct hr_memory hr_memory_now(void)
 {
     char status[4096];
-    const int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
 
-    if (fd < 0)
+    if (!read_proc("/proc/self/status", status, sizeof(status)))
         return (struct hr_memory){0};
-    const ssize_t n = read(fd, status, sizeof(status) - 1);
-    close(fd);
-    if (n <= 0)
-        return (struct hr_memory){0};
-    status[n] = '\0';
 
     /* VmRSS leaves hugetlbfs pages out; they are as much ours as the rest. */
     const uint64_t huge = status_bytes(status, "\nHugetlbPages:");

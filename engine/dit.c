@@ -151,6 +151,19 @@ static unsigned long long mib(uint64_t bytes)
     return (unsigned long long) hr_div_ceil(bytes, HR_MIB);
 }
 
+/* Without a limit the machine's own is kept: better one line now than the kernel's killer later. */
+static int check_available(uint64_t bytes, struct hr_error *err)
+{
+    const uint64_t available = hr_memory_available();
+
+    if (available == 0 || bytes <= available)
+        return 0;
+    return hr_error_set(err, -ENOMEM,
+                        "these inputs need %llu MiB of memory, and %llu MiB are available; use a "
+                        "smaller picture or fewer inputs in one pass",
+                        mib(bytes), mib(available));
+}
+
 /* Share out ram_bytes, or without a limit take what is needed and a good ring. */
 static int make_budget(struct budget *b, const struct hr_dit *dit,
                        const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
@@ -168,15 +181,29 @@ static int make_budget(struct budget *b, const struct hr_dit *dit,
     const uint64_t fixed = b->process_bytes + b->arena_bytes + b->host_bytes + b->mods_bytes +
                            b->scratch_bytes + SLACK_BYTES;
 
-    if (params->stream.ring_bytes)
-        b->ring_bytes = hr_align_up(params->stream.ring_bytes, RING_STEP_BYTES);
+    if (params->stream.ring_bytes) /* more than the whole plan would lie idle */
+        b->ring_bytes = hr_min_u64(params->stream.ring_bytes, useful);
     else if (params->ram_bytes == 0)
         b->ring_bytes = hr_min_u64(HR_STREAM_RING_BYTES_DEFAULT, useful);
     else if (params->ram_bytes > fixed)
         b->ring_bytes = hr_min_u64(hr_align_down(params->ram_bytes - fixed, RING_STEP_BYTES),
                                    hr_min_u64(RING_BYTES_MAX, useful));
-    if (b->ring_bytes >= ring_min &&
-        (params->ram_bytes == 0 || fixed + b->ring_bytes <= params->ram_bytes))
+    b->ring_bytes = hr_align_up(b->ring_bytes, RING_STEP_BYTES);
+    if (params->stream.ring_bytes && b->ring_bytes < ring_min)
+        return hr_error_set(
+            err, -ENOMEM,
+            "a ring of %llu MiB cannot hold the largest piece of a weight; it needs "
+            "at least %llu MiB",
+            mib(params->stream.ring_bytes), mib(ring_min));
+    if (params->ram_bytes && b->ring_bytes >= ring_min &&
+        fixed + b->ring_bytes > params->ram_bytes && fixed + ring_min <= params->ram_bytes)
+        return hr_error_set(err, -ENOMEM,
+                            "a ring of %llu MiB does not fit beside %llu MiB of other memory into "
+                            "the limit of %llu MiB; make it smaller, or leave it to the limit",
+                            mib(b->ring_bytes), mib(fixed), mib(params->ram_bytes));
+    if (params->ram_bytes == 0)
+        return check_available(fixed - b->process_bytes + b->ring_bytes, err);
+    if (b->ring_bytes >= ring_min && fixed + b->ring_bytes <= params->ram_bytes)
         return 0;
     return hr_error_set(
         err, -ENOMEM,
@@ -330,7 +357,6 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
     dit->feed = (struct hr_feed){
         .stream = dit->stream,
         .gpu = dit->gpu,
-        .cancelled = &dit->cancelled,
         .bias = dit->shared.bias,
         .bias_max = 6 * (size_t) dit->model.width,
     };

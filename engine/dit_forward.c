@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/checkpoint.h"
 #include "engine/dit.h"
 
 void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_dtype dtype,
@@ -205,6 +206,12 @@ static int download_velocity(struct hr_dit *dit, const struct hr_dit_sample *sam
 
     if (r < 0)
         return r;
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(dit->host[i]))
+            return hr_error_set(err, -ERANGE,
+                                "%s: the result is not finite at token %zu: the weights or inputs "
+                                "hold NaN or overflow; check the files",
+                                hr_checkpoint_path(dit->checkpoint), i / HR_DIT_TOKEN_DIM);
     for (uint32_t i = 0; i < g->n_targets; i++) {
         const size_t at = i * g->n_first * HR_DIT_TOKEN_DIM;
 

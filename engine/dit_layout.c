@@ -123,18 +123,29 @@ static uint64_t dim_size(const struct hr_dit_model *model, enum dim dim)
 /* Layouts that look alike but would give a wrong picture if their extra tensors were ignored. */
 static int refuse_others(const struct hr_checkpoint *checkpoint, struct hr_error *err)
 {
-    static const char *const other_models[] = {"modulation.1.weight", "txt_in.text_norm.weight"};
+    static const struct {
+        const char *tensor, *model;
+    } others[] = {
+        {"modulation.1.weight", "Qwen-Image 2.1"},
+        {"txt_in.text_norm.weight", "Qwen-Image 2.1"},
+        {"controlnet_x_embedder.weight", "a ControlNet"},
+        {"controlnet_blocks.0.x_rms.weight", "a blockwise ControlNet"},
+        {"double_blocks.0.img_attn.qkv.weight", "FLUX"},
+        {"single_transformer_blocks.0.proj_mlp.weight", "FLUX"},
+        {"blocks.0.self_attn.q.weight", "Wan"},
+        {"blocks.0.attn1.to_q.weight", "Wan"},
+        {"cap_embedder.1.weight", "Z-Image"},
+    };
     static const char *const scale_suffixes[] = {".scale_weight", ".weight_scale",
                                                  ".weight_scale_2", ".comfy_quant"};
     char name[256];
 
-    for (size_t i = 0; i < HR_ARRAY_SIZE(other_models); i++)
-        if (hr_checkpoint_find(checkpoint, other_models[i]))
-            return hr_error_set(
-                err, -EOPNOTSUPP,
-                "%s: has a tensor %s, so it is Qwen-Image 2.1, another model, which "
-                "is not supported; use Qwen-Image, -2512, -Edit or -Layered",
-                hr_checkpoint_path(checkpoint), other_models[i]);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(others); i++)
+        if (hr_checkpoint_find(checkpoint, others[i].tensor))
+            return hr_error_set(err, -EOPNOTSUPP,
+                                "%s: has a tensor %s, so it is %s, which is not supported; use "
+                                "Qwen-Image, -2512, -Edit or -Layered",
+                                hr_checkpoint_path(checkpoint), others[i].tensor, others[i].model);
     for (uint32_t t = 0; t < hr_checkpoint_n_tensors(checkpoint); t++) {
         const struct hr_tensor *tensor = hr_checkpoint_tensor(checkpoint, t);
         bool scaled = strcmp(tensor->name, "scaled_fp8") == 0;
@@ -427,7 +438,10 @@ int hr_dit_joint_dim(const struct hr_checkpoint *checkpoint, uint32_t *ret_dim,
                      struct hr_error *err)
 {
     struct hr_dit_model model = {0};
-    const int r = read_sizes(&model, checkpoint, err);
+    int r = refuse_others(checkpoint, err);
+
+    if (r == 0)
+        r = read_sizes(&model, checkpoint, err);
 
     if (r == 0)
         *ret_dim = model.config.joint_attention_dim;

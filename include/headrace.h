@@ -11,7 +11,8 @@
  * and beside them hr_synth (models with known values) and hr_tensors_write (small result files).
  *
  * Errors:     functions that can fail return 0 (or a count) or a negative errno, and fill *err
- *             (which may be NULL) with one line that names file, tensor and byte range.
+ *             (which may be NULL) with one line that names file, tensor and byte range. The first
+ *             failure stays in *err until hr_error_clear(): it is the cause.
  *             -EINVAL argument, -EBADMSG malformed file, -ENOENT no such file or tensor,
  *             -EIO the disk or device failed, -ENOMEM, -ENODEV not on this machine,
  *             -EOPNOTSUPP not supported, -ECANCELED interrupted; others are passed through.
@@ -43,6 +44,8 @@ struct hr_error {
     int code;                     /* negative errno, 0 while nothing has failed  */
     char message[HR_ERROR_BYTES]; /* one line, no trailing newline               */
 };
+
+HR_API void hr_error_clear(struct hr_error *err);
 
 enum hr_log_level { HR_LOG_ERROR, HR_LOG_WARN, HR_LOG_INFO, HR_LOG_DEBUG };
 
@@ -156,7 +159,7 @@ enum hr_direct { HR_DIRECT_AUTO, HR_DIRECT_ON, HR_DIRECT_OFF };
 
 /* All zero: the library's choice. */
 struct hr_stream_params {
-    uint64_t ring_bytes;   /* memory for weights in flight; 0: 192 MiB, less for a small model */
+    uint64_t ring_bytes;   /* memory for weights in flight; 0: 192 MiB                         */
     uint32_t block_bytes;  /* bytes of one read; 0: 4 MiB                                      */
     uint32_t depth;        /* reads in flight; 0: 16                                           */
     const char *io;        /* "io_uring", "pread", NULL or "auto": first that works, then said;
@@ -325,8 +328,8 @@ HR_API int hr_dit_open(struct hr_dit **ret_dit, const struct hr_checkpoint *chec
                        const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
                        uint32_t n_inputs, struct hr_error *err);
 
-/* Width that prompt_emb must have: joint_attention_dim of the checkpoint's config, or as its
- * tensors tell. Usable before hr_dit_open(). */
+/* Width that prompt_emb must have: joint_attention_dim, as the checkpoint's tensors tell. Usable
+ * before hr_dit_open(). */
 HR_API int hr_dit_joint_dim(const struct hr_checkpoint *checkpoint, uint32_t *ret_dim,
                             struct hr_error *err);
 

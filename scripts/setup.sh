@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# setup.sh -- sourced by demo and check: packages and builds. bash, Debian or Ubuntu.
+# setup.sh -- sourced by demo and check: packages and builds. bash >= 4.4, Debian or Ubuntu.
 
 say() {
     printf '%s\n' "$*" >&2
@@ -37,15 +37,17 @@ install_packages() {
     done <<<"$1"
     [ ${#missing[@]} -gt 0 ] || return 0
 
-    local as_root=()
+    command -v apt-get >/dev/null || die "missing: ${missing[*]} (Debian's names); install them"
+    local by_hand="sudo apt-get update && sudo apt-get install -y ${missing[*]}" as_root=()
     if [ "$(id -u)" != 0 ]; then
         if sudo -n true 2>/dev/null; then
             as_root=(sudo -n)
+        elif [ -t 0 ] && command -v sudo >/dev/null; then
+            as_root=(sudo) # asks for the password
         else
-            die "missing packages; run: sudo apt-get install -y ${missing[*]}"
+            die "missing packages; run: $by_hand"
         fi
     fi
-    command -v apt-get >/dev/null || die "missing: ${missing[*]} (Debian's names); install them"
     say "installing ${missing[*]}"
     local log
     log=$(mktemp)
@@ -54,18 +56,23 @@ install_packages() {
             --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         rm -f "$log"
-        die "could not install; run: sudo apt-get update && sudo apt-get install -y ${missing[*]}"
+        die "could not install; run: $by_hand"
     fi
     rm -f "$log"
 }
 
-# build FOLDER [meson options]: configure once, then compile; quiet unless it fails.
+# build SOURCE FOLDER [meson options]: configure, anew where compiler or options have changed, then
+# compile; quiet unless it fails.
 build() {
-    local folder=$1 log
-    shift
+    local source=$1 folder=$2 log stamp
+    shift 2
+    stamp="${CC-cc} $* $(meson --version) $(pkg-config --modversion liburing libaio 2>/dev/null | tr '\n' ' ')"
     log=$(mktemp)
-    if { [ -f "$folder/build.ninja" ] || meson setup "$folder" "$@"; } >"$log" 2>&1 &&
-        ninja -C "$folder" >>"$log" 2>&1; then
+    if [ -f "$folder/build.ninja" ] && [ "$(cat "$folder/stamp" 2>/dev/null)" != "$stamp" ]; then
+        rm -rf "$folder"
+    fi
+    if { [ -f "$folder/build.ninja" ] || meson setup "$folder" "$source" "$@"; } >"$log" 2>&1 &&
+        printf '%s\n' "$stamp" >"$folder/stamp" && ninja -C "$folder" >>"$log" 2>&1; then
         rm -f "$log"
         return 0
     fi
