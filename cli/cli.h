@@ -5,6 +5,7 @@
  *   options.c      the table of options, parsing, messages for what is wrong
  *   cmd_*.c        one verb each
  *   inputs.c       tensor files in
+ *   outputs.c      results out
  *   report.c       progress, summary, JSON
  *
  * Results go to standard output, messages and progress to standard error. Exit codes: 0 done,
@@ -106,13 +107,22 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o);
 /* Statistics that forward and denoise share, as members of obj or as lines. */
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
 void cli_stats_text(const struct hr_dit_stats *stats);
+double cli_seconds(uint64_t ns);
+double cli_gbps(uint64_t bytes, uint64_t ns);
+
+/* ---- outputs.c --------------------------------------------------------------------------- */
+
+/* Before any work: --output can be made, and is no part of the model or the inputs. */
+int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
+                     struct hr_error *err);
 /* Write `name`, or for several inputs name.0, name.1 ..., each [n_targets, 16, h, w], to --output.
  */
 int cli_write_results(const struct cli_options *o, const char *name,
                       const struct hr_dit_inputs *inputs, float *const *values,
                       struct hr_error *err);
-double cli_seconds(uint64_t ns);
-double cli_gbps(uint64_t bytes, uint64_t ns);
+/* The line that says what was written. */
+void cli_print_output(const struct cli_options *o, const char *name,
+                      const struct hr_dit_inputs *inputs);
 
 /* ---- report.c --------------------------------------------------------------------------- */
 
@@ -125,8 +135,11 @@ void cli_progress_clear(void);
 
 /* "40.86 GB", "297 MB". */
 const char *cli_size(char buf[32], uint64_t bytes);
-/* Print obj on standard output and free it; false when it could not be printed. */
-bool cli_print_json(json_t *obj);
+/* A text from a file or the command line without control characters, which become \xNN; cut off
+ * with "..." where it does not fit. @return buf */
+const char *cli_printable(char *buf, size_t buf_bytes, const char *text);
+/* Print obj on standard output, free it and flush; NULL: a name could not be said in JSON. */
+int cli_print_json(json_t *obj);
 /* Flush standard output: a full disk or a closed pipe is a failure like any other. */
 int cli_flush(void);
 

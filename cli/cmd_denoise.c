@@ -111,7 +111,7 @@ static int run(struct loop *loop, struct hr_error *err)
     return r;
 }
 
-static bool print_json(const struct loop *loop)
+static int print_json(const struct loop *loop)
 {
     json_t *steps = json_array();
     json_t *obj = json_pack("{s:s, s:i, s:o}", "verb", "denoise", "n_steps",
@@ -151,17 +151,15 @@ static void print_text(const struct loop *loop)
     }
     if (loop->n_steps > 0)
         cli_stats_text(&loop->stats);
-    if (loop->o->output)
-        printf("output    %s: latents [16, %u, %u] F32%s\n", loop->o->output, image->h, image->w,
-               loop->o->inputs.n > 1 ? ", and of the other inputs" : "");
-    else
-        printf("output    not written: no --output\n");
+    cli_print_output(loop->o, "latents", loop->inputs);
 }
 
 static int run_all(struct loop *loop, struct hr_error *err)
 {
     int r = cli_open_model(&loop->model, loop->o, err);
 
+    if (r == 0)
+        r = cli_check_output(loop->o, loop->model, err);
     if (r == 0)
         r = cli_read_inputs(loop->in, loop->o, loop->model, true, err);
     for (uint32_t i = 0; i < loop->o->inputs.n; i++)
@@ -194,7 +192,7 @@ int cli_denoise(const struct cli_options *o)
     } else {
         if (!o->json)
             print_text(&loop);
-        code = o->json && !print_json(&loop) ? CLI_FAILED : cli_flush();
+        code = o->json ? print_json(&loop) : cli_flush();
     }
     hr_denoise_close(&loop.denoise);
     for (uint32_t i = 0; i < o->inputs.n; i++) {

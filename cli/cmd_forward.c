@@ -153,33 +153,6 @@ static int compute(struct run *run, struct hr_error *err)
     return r;
 }
 
-int cli_write_results(const struct cli_options *o, const char *name,
-                      const struct hr_dit_inputs *inputs, float *const *values,
-                      struct hr_error *err)
-{
-    struct hr_tensor_out tensors[HR_SAMPLES_MAX];
-    uint64_t shapes[HR_SAMPLES_MAX][4];
-    char names[HR_SAMPLES_MAX][32];
-
-    for (uint32_t i = 0; i < o->inputs.n; i++) {
-        const struct hr_latent *image = &inputs[i].images[0];
-        const bool layered = inputs[i].n_targets > 1;
-
-        shapes[i][0] = inputs[i].n_targets;
-        shapes[i][1] = HR_LATENT_CHANNELS;
-        shapes[i][2] = image->h;
-        shapes[i][3] = image->w;
-        snprintf(names[i], sizeof(names[i]), o->inputs.n > 1 ? "%s.%u" : "%s", name, i);
-        tensors[i] = (struct hr_tensor_out){
-            .name = names[i],
-            .data = values[i],
-            .rank = layered ? 4 : 3,
-            .shape = layered ? shapes[i] : shapes[i] + 1,
-        };
-    }
-    return hr_tensors_write(o->output, tensors, o->inputs.n, err);
-}
-
 static json_t *blocks_json(const struct hr_dit_stats *s)
 {
     json_t *blocks = json_array();
@@ -192,7 +165,7 @@ static json_t *blocks_json(const struct hr_dit_stats *s)
     return blocks;
 }
 
-static bool print_json(const struct run *run)
+static int print_json(const struct run *run)
 {
     const struct hr_dit_stats *s = &run->stats;
     json_t *forwards = json_array();
@@ -231,11 +204,7 @@ static void print_text(const struct run *run)
         printf(" s\n");
     }
     cli_stats_text(s);
-    if (run->o->output)
-        printf("output    %s: velocity [16, %u, %u] F32%s\n", run->o->output, image->h, image->w,
-               run->o->inputs.n > 1 ? ", and of the other inputs" : "");
-    else
-        printf("output    not written: no --output\n");
+    cli_print_output(run->o, "velocity", run->inputs);
     if (run->o->per_block)
         for (uint32_t i = 0; i < s->n_blocks; i++)
             printf("block %3u  %s in %.3f s, of which waiting for the disk %.3f s\n", i,
@@ -247,6 +216,8 @@ static int run_all(struct run *run, struct hr_error *err)
 {
     int r = cli_open_model(&run->model, run->o, err);
 
+    if (r == 0)
+        r = cli_check_output(run->o, run->model, err);
     if (r == 0)
         r = cli_read_inputs(run->in, run->o, run->model, false, err);
     for (uint32_t i = 0; i < run->o->inputs.n; i++) {
@@ -284,7 +255,7 @@ int cli_forward(const struct cli_options *o)
     } else {
         if (!o->json)
             print_text(&run);
-        code = o->json && !print_json(&run) ? CLI_FAILED : cli_flush();
+        code = o->json ? print_json(&run) : cli_flush();
     }
     hr_dit_close(&run.dit);
     for (uint32_t i = 0; i < o->inputs.n; i++) {

@@ -53,7 +53,7 @@ static json_t *tensor_json(const struct hr_tensor *t)
                      (json_int_t) t->size_bytes);
 }
 
-static bool print_json(const struct listing *l)
+static int print_json(const struct listing *l)
 {
     json_t *shards = json_array(), *tensors = json_array();
     json_t *obj =
@@ -82,9 +82,9 @@ static bool print_json(const struct listing *l)
 
 static void print_tensor(const struct hr_tensor *t)
 {
-    char size[32];
+    char size[32], name[512];
 
-    printf("%-60s %-8s [", t->name, hr_dtype_name(t->dtype));
+    printf("%-60s %-8s [", cli_printable(name, sizeof(name), t->name), hr_dtype_name(t->dtype));
     for (uint32_t i = 0; i < t->rank; i++)
         printf(i ? ", %" PRIu64 : "%" PRIu64, t->shape[i]);
     printf("]  %s\n", cli_size(size, t->size_bytes));
@@ -135,7 +135,7 @@ int cli_inspect(const struct cli_options *o)
     } else {
         if (!o->json)
             print_text(&l);
-        code = o->json && !print_json(&l) ? CLI_FAILED : cli_flush();
+        code = o->json ? print_json(&l) : cli_flush();
     }
     free(l.names);
     hr_checkpoint_close(&l.model);

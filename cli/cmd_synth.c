@@ -16,22 +16,6 @@ static double now_s(void)
     return (double) ts.tv_sec + (double) ts.tv_nsec / 1e9;
 }
 
-static double progress_begin_s;
-
-void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total)
-{
-    char done[32], total[32];
-    const double seconds = now_s() - progress_begin_s;
-
-    (void) user;
-    fprintf(stderr, "\r\033[Kwriting %s of %s  %.2f GB/s", cli_size(done, bytes_done),
-            cli_size(total, bytes_total),
-            seconds > 0.0 ? (double) bytes_done / seconds / 1e9 : 0.0);
-    fflush(stderr);
-    if (bytes_done == bytes_total)
-        fputs("\r\033[K", stderr);
-}
-
 int cli_synth(const struct cli_options *o)
 {
     /* Index: the choices of --dtype. */
@@ -60,17 +44,16 @@ int cli_synth(const struct cli_options *o)
     if (o->n_paths != 1)
         return cli_usage("synth makes one model, but %u paths were given", o->n_paths);
     cli_catch_signals();
-    progress_begin_s = now_s();
+    const double begin_s = now_s();
+
     if (hr_synth(&params, &err) < 0)
         return cli_fail(&err);
-    const double seconds = now_s() - progress_begin_s;
+    const double seconds = now_s() - begin_s;
 
     if (o->json)
         return cli_print_json(json_pack("{s:s, s:s, s:I, s:f}", "verb", "synth", "path",
                                         params.path, "bytes", (json_int_t) bytes, "wall_s",
-                                        seconds))
-                   ? cli_flush()
-                   : CLI_FAILED;
+                                        seconds));
     printf("synth     %s: %s in %.1f s, %.2f GB/s\n", params.path, cli_size(size, bytes), seconds,
            (double) bytes / seconds / 1e9);
     return cli_flush();
@@ -144,7 +127,10 @@ int cli_inputs(const struct cli_options *o)
 
     if (!o->output)
         return cli_usage("inputs needs --output FILE");
+    cli_catch_signals(); /* one signal does not leave half a file */
     r = cli_open_model(&model, o, &err);
+    if (r == 0)
+        r = cli_check_output(o, model, &err);
     if (r == 0)
         r = hr_dit_joint_dim(model, &joint_dim, &err);
     hr_checkpoint_close(&model);
@@ -153,9 +139,7 @@ int cli_inputs(const struct cli_options *o)
     if (r < 0)
         return cli_fail(&err);
     if (o->json)
-        return cli_print_json(json_pack("{s:s, s:s}", "verb", "inputs", "output", o->output))
-                   ? cli_flush()
-                   : CLI_FAILED;
+        return cli_print_json(json_pack("{s:s, s:s}", "verb", "inputs", "output", o->output));
     printf("inputs    %s\n", o->output);
     return cli_flush();
 }

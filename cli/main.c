@@ -44,11 +44,17 @@ static void on_signal(int sig)
 
 void cli_catch_signals(void)
 {
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
     /* SA_RESETHAND: a second signal ends the process in the ordinary way. */
     struct sigaction sa = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
 
-    sigaction(SIGINT, &sa, NULL);
-    sigaction(SIGTERM, &sa, NULL);
+    for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+        struct sigaction old;
+
+        /* What was ignored stays so: nohup. */
+        if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+            sigaction(signals[i], &sa, NULL);
+    }
 }
 
 void cli_interrupt_target(void (*interrupt)(void *object), void *object)

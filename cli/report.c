@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* report.c -- progress while it runs, and printing. */
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
 
-static bool line_open; /* a progress line stands on the terminal */
+static atomic_bool line_open; /* a progress line stands on the terminal */
 
 bool cli_progress_wanted(const struct cli_options *o)
 {
@@ -51,6 +52,37 @@ void cli_progress_step(const struct hr_denoise_step *step)
             (double) step->wall_ns / 1e9 * (step->n_steps - step->step_idx));
 }
 
+void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total)
+{
+    char done[32], total[32];
+
+    (void) user;
+    fprintf(stderr, "\r\033[Kwriting %s of %s", cli_size(done, bytes_done),
+            cli_size(total, bytes_total));
+    fflush(stderr);
+    line_open = true;
+    if (bytes_done == bytes_total)
+        cli_progress_clear();
+}
+
+const char *cli_printable(char *buf, size_t buf_bytes, const char *text)
+{
+    size_t len = 0;
+
+    for (const unsigned char *p = (const unsigned char *) text; *p; p++) {
+        if (len + 8 > buf_bytes) { /* the longest form of a byte, and the mark of the cut */
+            snprintf(buf + len, buf_bytes - len, "...");
+            return buf;
+        }
+        if (*p < 0x20 || *p == 0x7f)
+            len += (size_t) snprintf(buf + len, buf_bytes - len, "\\x%02x", *p);
+        else
+            buf[len++] = (char) *p;
+    }
+    buf[len] = '\0';
+    return buf;
+}
+
 const char *cli_size(char buf[32], uint64_t bytes)
 {
     static const struct {
@@ -75,13 +107,18 @@ int cli_fail(const struct hr_error *err)
     return CLI_FAILED;
 }
 
-bool cli_print_json(json_t *obj)
+int cli_print_json(json_t *obj)
 {
-    const bool ok = obj && json_dumpf(obj, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) == 0 &&
-                    putchar('\n') != EOF;
-
+    if (!obj) {
+        fputs("headrace: the result holds a name that is not UTF-8, which JSON cannot say\n",
+              stderr);
+        return CLI_FAILED;
+    }
+    /* A failure to write shows in the stream's error flag. */
+    json_dumpf(obj, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    putchar('\n');
     json_decref(obj);
-    return ok;
+    return cli_flush();
 }
 
 int cli_flush(void)

@@ -357,6 +357,7 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
     dit->feed = (struct hr_feed){
         .stream = dit->stream,
         .gpu = dit->gpu,
+        .cancelled = &dit->cancelled,
         .bias = dit->shared.bias,
         .bias_max = 6 * (size_t) dit->model.width,
     };

@@ -84,6 +84,10 @@ class BadInput(ModelCase):
         def scaled(t):
             t["transformer_blocks.0.attn.to_q.scale_weight"] = ("F32", [], floats([1.0]))
         self.assert_fails(self.forward(model=self.copy(scaled)), "scale_weight", "scaled")
+
+        def controlnet(t):
+            t["controlnet_x_embedder.weight"] = t.pop("img_in.weight")
+        self.assert_fails(self.forward(model=self.copy(controlnet)), "controlnet_x_embedder.weight", "ControlNet")
         self.assert_fails(self.forward(model=self.copy(config={"_class_name": "FluxTransformer2DModel"})),
                           "FluxTransformer2DModel")
         self.assert_fails(self.forward(model=self.copy(config={"guidance_embeds": True})), "guidance_embeds")
@@ -180,6 +184,40 @@ class BadInput(ModelCase):
         result = headrace("forward", self.model, "--inputs", self.inputs, "--timestep", 750, "--output",
                           self.path("a-folder"))
         self.assert_fails(result, "a-folder")
+
+    def test_output_is_checked_before_the_work(self):
+        shard = os.path.join(self.copy(), SHARD)
+        forward = ["forward", self.path("copy"), "--timestep", 750, "--inputs"]
+        inputs = self.path("own.safetensors")
+        shutil.copy(self.inputs, inputs)
+        with open(shard, "rb") as f:
+            before = f.read()
+        os.link(shard, self.path("link.safetensors"))
+        for args, word in (([*forward, inputs, "--output", shard], "part of the model"),
+                           ([*forward, inputs, "--output", self.path("link.safetensors")], "part of the model"),
+                           (["inputs", self.path("copy"), "--output", shard], "part of the model"),
+                           ([*forward, inputs, "--output", inputs], "one of the inputs"),
+                           ([*forward, inputs, "--output", ""], "empty"),
+                           ([*forward, inputs, "--output", "/dev/null"], "no regular file")):
+            self.assert_fails(headrace(*args), word)
+        with open(shard, "rb") as f:
+            self.assertEqual(f.read(), before)
+        os.remove(self.path("link.safetensors"))
+
+    def test_not_finite(self):
+        """NaN weights give an error instead of a black picture."""
+        def poison(t):
+            dtype, shape, data = t["transformer_blocks.0.attn.to_q.bias"]
+            t["transformer_blocks.0.attn.to_q.bias"] = (dtype, shape, b"\xff" * len(data))
+        self.assert_fails(self.forward(model=self.copy(poison)), "not finite", "copy")
+
+    def test_names_are_printed_safely(self):
+        path = self.path("evil.safetensors")
+        write_tensors(path, {"evil\x1b[31m\nline2": ("F32", [1], floats([1.0]))})
+        result = headrace("inspect", path)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertNotIn("\x1b", result.out)
+        self.assertIn("evil\\x1b[31m\\x0aline2", result.out)
 
     def test_no_space(self):
         """A limit on file sizes stands in for a full disk: the write fails half-way."""

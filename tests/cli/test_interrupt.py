@@ -35,6 +35,16 @@ class Interrupt(ModelCase):
                     self.assertIn("interrupted", err.splitlines()[-1])
                 self.assert_clean(before)
 
+    def test_within_one_operation(self):
+        """A large picture on one thread: single products and attention take seconds, the end does not wait."""
+        inputs = self.path("large.safetensors")
+        subprocess.run([HEADRACE, "inputs", self.model, "--output", inputs, "--width", "2048", "--height", "2048",
+                        "--quiet"], check=True, stdout=subprocess.DEVNULL, env=environment())
+        code, err = self.interrupt(1.0, ["forward", self.model, "--inputs", inputs, "--timestep", 750, "--threads", 1,
+                                         "--repeat", 100])
+        self.assertEqual(code, 1, err)
+        self.assertIn("interrupted", err.splitlines()[-1])
+
     def test_synth(self):
         before = sorted(os.listdir(self.folder))
         for delay_s in (0.05, 0.3):

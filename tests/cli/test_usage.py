@@ -100,6 +100,11 @@ class Usage(ModelCase):
                                      env=environment())
         self.assertEqual(process.returncode, 1)
         self.assertIn("standard output", process.stderr)
+        with open("/dev/full", "w") as full:
+            process = subprocess.run([HEADRACE, "inspect", self.model, "--json"], stdout=full, stderr=subprocess.PIPE,
+                                     text=True, env=environment())
+        self.assertEqual(process.returncode, 1)
+        self.assertIn("standard output", process.stderr)
 
     def test_relative_paths_and_dashes(self):
         os.symlink("model", self.path("-m"))

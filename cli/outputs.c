@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* outputs.c -- where results go: checked before the work, written after it. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+
+static int refuse(struct hr_error *err, int code, const char *output, const char *why)
+{
+    char shown[512];
+
+    err->code = code;
+    snprintf(err->message, sizeof(err->message), "--output: %s: %s",
+             cli_printable(shown, sizeof(shown), output), why);
+    return code;
+}
+
+static bool is_same(const struct stat *output, const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && st.st_dev == output->st_dev && st.st_ino == output->st_ino;
+}
+
+/* The folder that will hold the result must be there and be writable. */
+static int check_folder(const char *output, struct hr_error *err)
+{
+    const char *slash = strrchr(output, '/');
+    char *folder = slash ? strndup(output, (size_t) (slash - output) + 1) : strdup(".");
+    int r = 0;
+
+    if (!folder)
+        return refuse(err, -ENOMEM, output, "no memory");
+    if (access(folder, W_OK | X_OK) < 0)
+        r = refuse(err, -errno, output,
+                   errno == ENOENT ? "its folder does not exist"
+                                   : "its folder cannot be written to");
+    free(folder);
+    return r;
+}
+
+int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
+                     struct hr_error *err)
+{
+    struct stat st;
+
+    if (!o->output)
+        return 0;
+    if (!o->output[0])
+        return refuse(err, -EINVAL, o->output, "an empty name");
+    if (stat(o->output, &st) < 0)
+        return check_folder(o->output, err);
+    if (!S_ISREG(st.st_mode))
+        return refuse(err, -EINVAL, o->output, "is there already and is no regular file");
+    for (uint32_t i = 0; i < hr_checkpoint_n_shards(model); i++)
+        if (is_same(&st, hr_checkpoint_shard(model, i)->path))
+            return refuse(err, -EINVAL, o->output, "is a part of the model; name another file");
+    for (uint32_t i = 0; i < o->inputs.n; i++)
+        if (is_same(&st, o->inputs.items[i]))
+            return refuse(err, -EINVAL, o->output, "is one of the inputs; name another file");
+    return check_folder(o->output, err);
+}
+
+static bool is_layered(const struct hr_dit_inputs *inputs)
+{
+    return inputs->n_targets > 1;
+}
+
+int cli_write_results(const struct cli_options *o, const char *name,
+                      const struct hr_dit_inputs *inputs, float *const *values,
+                      struct hr_error *err)
+{
+    struct hr_tensor_out tensors[HR_SAMPLES_MAX];
+    uint64_t shapes[HR_SAMPLES_MAX][4];
+    char names[HR_SAMPLES_MAX][32];
+
+    for (uint32_t i = 0; i < o->inputs.n; i++) {
+        const struct hr_latent *image = &inputs[i].images[0];
+        const bool layered = is_layered(&inputs[i]);
+
+        shapes[i][0] = inputs[i].n_targets;
+        shapes[i][1] = HR_LATENT_CHANNELS;
+        shapes[i][2] = image->h;
+        shapes[i][3] = image->w;
+        snprintf(names[i], sizeof(names[i]), o->inputs.n > 1 ? "%s.%u" : "%s", name, i);
+        tensors[i] = (struct hr_tensor_out){
+            .name = names[i],
+            .data = values[i],
+            .rank = layered ? 4 : 3,
+            .shape = layered ? shapes[i] : shapes[i] + 1,
+        };
+    }
+    return hr_tensors_write(o->output, tensors, o->inputs.n, err);
+}
+
+void cli_print_output(const struct cli_options *o, const char *name,
+                      const struct hr_dit_inputs *inputs)
+{
+    const struct hr_latent *image = &inputs[0].images[0];
+    char layers[16] = "", shown[512];
+
+    if (is_layered(&inputs[0]))
+        snprintf(layers, sizeof(layers), "%u, ", inputs[0].n_targets);
+    if (o->output)
+        printf("output    %s: %s [%s16, %u, %u] F32%s\n",
+               cli_printable(shown, sizeof(shown), o->output), name, layers, image->h, image->w,
+               o->inputs.n > 1 ? ", and of the other inputs" : "");
+    else
+        printf("output    not written: no --output\n");
+}
