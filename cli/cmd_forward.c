@@ -62,17 +62,19 @@ double cli_gbps(uint64_t bytes, uint64_t ns)
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
 {
     json_t *members = json_pack(
-        "{s:s, s:b, s:s, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:b, s:I, s:I, s:I, s:I, s:I}",
+        "{s:s, s:b, s:s, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:I, s:I, s:I, "
+        "s:I}",
         "backend", s->stream.io_name, "direct", (int) s->stream.direct, "device", s->device_name,
         "bytes_read", (json_int_t) s->stream.bytes_read, "bytes_used",
         (json_int_t) s->stream.bytes_used, "disk_gbps",
         cli_gbps(s->stream.bytes_read, s->stream.busy_ns), "setup_s", cli_seconds(s->setup_ns),
         "peak_memory_bytes", (json_int_t) s->peak_memory_bytes, "ring_bytes",
         (json_int_t) s->stream.ring_bytes, "activation_bytes", (json_int_t) s->activation_bytes,
-        "mods_bytes", (json_int_t) s->mods_bytes, "mods_spilled", (int) s->mods_spilled,
-        "block_bytes", (json_int_t) s->stream.block_bytes, "iodepth", (json_int_t) s->stream.depth,
-        "reads", (json_int_t) s->stream.reads, "short_reads", (json_int_t) s->stream.short_reads,
-        "retries", (json_int_t) s->stream.retries);
+        "resident_bytes", (json_int_t) s->resident_bytes, "mods_bytes", (json_int_t) s->mods_bytes,
+        "mods_spilled", (int) s->mods_spilled, "block_bytes", (json_int_t) s->stream.block_bytes,
+        "iodepth", (json_int_t) s->stream.depth, "reads", (json_int_t) s->stream.reads,
+        "short_reads", (json_int_t) s->stream.short_reads, "retries",
+        (json_int_t) s->stream.retries);
 
     json_object_update(obj, members);
     json_decref(members);

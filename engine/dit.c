@@ -91,7 +91,7 @@ uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
 struct budget {
     uint64_t process_bytes; /* held before the model was opened */
     uint64_t arena_bytes, host_bytes, mods_bytes, scratch_bytes;
-    uint64_t ring_bytes;
+    uint64_t ring_bytes, resident_bytes;
 };
 
 /* The one buffer through which everything goes to and from the device. */
@@ -203,8 +203,14 @@ static int make_budget(struct budget *b, const struct hr_dit *dit,
                             mib(b->ring_bytes), mib(fixed), mib(params->ram_bytes));
     if (params->ram_bytes == 0)
         return check_available(fixed - b->process_bytes + b->ring_bytes, err);
-    if (b->ring_bytes >= ring_min && fixed + b->ring_bytes <= params->ram_bytes)
+    if (b->ring_bytes >= ring_min && fixed + b->ring_bytes <= params->ram_bytes) {
+        /* What only one pass would use gains nothing by staying. */
+        if (dit->n_forwards > 1)
+            b->resident_bytes = params->ram_bytes - fixed - b->ring_bytes;
+        if (params->resident_max_bytes)
+            b->resident_bytes = hr_min_u64(b->resident_bytes, params->resident_max_bytes);
         return 0;
+    }
     return hr_error_set(
         err, -ENOMEM,
         "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
@@ -267,6 +273,21 @@ static int take_mods(struct hr_dit *dit, const struct hr_dit_params *params, str
                             params->spill_dir, err);
 }
 
+static int take_residents(struct hr_dit *dit, uint64_t budget_bytes, struct hr_error *err)
+{
+    const struct hr_dit_model *model = &dit->model;
+    int r;
+
+    if (budget_bytes == 0)
+        return 0;
+    r = hr_resident_choose(&dit->resident, model->plan + model->n_once,
+                           model->n_plan - model->n_once, budget_bytes, err);
+    if (r == 0)
+        r = hr_resident_take(&dit->resident, err);
+    dit->stats.resident_bytes = dit->resident.size_bytes;
+    return r;
+}
+
 /* Everything that takes memory, in the order budget, device, arena, ring. */
 static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err)
 {
@@ -293,25 +314,42 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         r = take_mods(dit, params, err);
     if (r < 0)
         return r;
+    r = take_residents(dit, budget.resident_bytes, err);
+    if (r < 0)
+        return r;
     stream_params.ring_bytes = budget.ring_bytes;
-    hr_log(HR_LOG_INFO, "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu",
+    hr_log(HR_LOG_INFO,
+           "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu, "
+           "resident weights %llu",
            mib(budget.process_bytes),
            mib(budget.arena_bytes + budget.host_bytes + budget.mods_bytes),
-           mib(budget.scratch_bytes), mib(budget.ring_bytes));
+           mib(budget.scratch_bytes), mib(budget.ring_bytes), mib(dit->resident.size_bytes));
     return hr_stream_open(&dit->stream, dit->checkpoint, &stream_params, err);
 }
 
+/* The plan of the first pass, then, when weights stay, that of the others, which is shorter. */
 static int start(struct hr_dit *dit, struct hr_error *err)
 {
-    const char **names = calloc(dit->model.n_plan, sizeof(*names));
+    const struct hr_dit_model *model = &dit->model;
+    const bool resident = dit->resident.n > 0;
+    const char **names = calloc(2 * (size_t) model->n_plan, sizeof(*names));
+    uint32_t n = 0, n_once = model->n_once, n_passes = dit->n_forwards;
     int r;
 
     if (!names)
-        return hr_error_set(err, -ENOMEM, "no memory for %u names", dit->model.n_plan);
-    for (uint32_t i = 0; i < dit->model.n_plan; i++)
-        names[i] = dit->model.plan[i]->name;
-    r = hr_stream_plan(dit->stream, names, dit->model.n_plan, dit->model.n_once, dit->n_forwards,
-                       err);
+        return hr_error_set(err, -ENOMEM, "no memory for %u names", model->n_plan);
+    while (n < model->n_plan) {
+        names[n] = model->plan[n]->name;
+        n++;
+    }
+    if (resident) {
+        for (uint32_t i = model->n_once; i < model->n_plan; i++)
+            if (!hr_resident_find(&dit->resident, model->plan[i]))
+                names[n++] = model->plan[i]->name;
+        n_once = n > model->n_plan ? model->n_plan : 0; /* or nothing is left to read */
+        n_passes = n > model->n_plan ? n_passes - 1 : 1;
+    }
+    r = hr_stream_plan(dit->stream, names, n, n_once, n_passes, err);
     free(names);
     return r;
 }
@@ -358,6 +396,7 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
         .stream = dit->stream,
         .gpu = dit->gpu,
         .cancelled = &dit->cancelled,
+        .resident = &dit->resident,
         .bias = dit->shared.bias,
         .bias_max = 6 * (size_t) dit->model.width,
     };
@@ -442,6 +481,7 @@ void hr_dit_close(struct hr_dit **dit)
         return;
     hr_stream_close(&d->stream);
     hr_gpu_close(&d->gpu);
+    hr_resident_uninit(&d->resident);
     hr_dit_mods_uninit(&d->mods);
     hr_dit_model_uninit(&d->model);
     for (uint32_t i = 0; i < d->n_samples; i++)

@@ -3,7 +3,8 @@
  *
  *   dit_layout.c   which tensors, of which shapes, in which order (the plan of the stream)
  *   dit_tokens.c   latents <-> tokens, positions, rotary angles, timestep sinusoid (host, f32)
- *   dit_weights.c  the next weight from the stream, staged, used and given back
+ *   dit_weights.c  the next weight, from the stream or resident, staged, used and given back
+ *   dit_resident.c which weights stay in memory between passes
  *   dit_cond.c     timestep -> modulation vectors, in each forward or for all steps at once
  *   dit_mods.c     where the vectors of all steps are kept
  *   dit_block.c    one transformer block
@@ -22,6 +23,7 @@
 
 #include "common/common.h"
 #include "engine/dit_mods.h"
+#include "engine/dit_resident.h"
 #include "formats/formats.h"
 #include "gpu/gpu.h"
 
@@ -122,9 +124,11 @@ struct hr_feed {
     struct hr_stream *stream;
     struct hr_gpu *gpu;
     const atomic_int *cancelled;
+    struct hr_resident_set *resident;
     struct {
         struct hr_unit unit;
         struct hr_gpu_weight weight;
+        bool streamed; /* the unit is the ring's, not a resident weight's */
     } pending[HR_PENDING_MAX];
     unsigned n_pending;
     float *bias; /* device scratch, bias_max floats: biases leave the ring on arrival, since a
@@ -208,6 +212,7 @@ struct hr_dit {
     float *host;      /* tokens, prompt, angles and results on their way */
     float *timesteps; /* n_forwards, when known up front; NULL: not */
     struct hr_dit_mods mods;
+    struct hr_resident_set resident;
     uint32_t n_forwards, n_done;
     atomic_int cancelled;
     hr_dit_progress_fn *progress;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "engine/dit.h"
+#include "engine/units.h"
 
 int hr_feed_begin(struct hr_feed *feed, struct hr_error *err)
 {
@@ -37,8 +38,11 @@ static void release_done(struct hr_feed *feed, bool wait)
     unsigned n = 0;
 
     while (n < feed->n_pending &&
-           hr_gpu_host_is_free(feed->gpu, &feed->pending[n].weight, wait && n == 0))
-        hr_stream_release(feed->stream, &feed->pending[n++].unit);
+           hr_gpu_host_is_free(feed->gpu, &feed->pending[n].weight, wait && n == 0)) {
+        if (feed->pending[n].streamed)
+            hr_stream_release(feed->stream, &feed->pending[n].unit);
+        n++;
+    }
     feed->n_pending -= n;
     memmove(feed->pending, feed->pending + n, feed->n_pending * sizeof(feed->pending[0]));
 }
@@ -49,12 +53,46 @@ void hr_feed_flush(struct hr_feed *feed)
         release_done(feed, true);
 }
 
-/* Wait for the next unit, which must be a band of `tensor`, and stage it. */
-static int take(struct hr_feed *feed, const struct hr_tensor *tensor, struct hr_unit *ret_unit,
-                struct hr_gpu_weight *ret_weight, struct hr_error *err)
+/* A band on its way through the device. */
+struct taken {
+    struct hr_unit unit;
+    struct hr_gpu_weight weight;
+    bool streamed;
+};
+
+/* The band of a resident weight that begins at row_begin, as a unit of the stream would be. */
+static struct hr_unit resident_unit(const struct hr_feed *feed, const struct hr_resident *resident,
+                                    uint64_t row_begin)
+{
+    const struct hr_cut cut = hr_cut_tensor(resident->tensor);
+    const struct hr_band band = hr_cut_band(&cut, row_begin / cut.rows_per_band);
+
+    hr_assert(band.row_begin == row_begin);
+    return (struct hr_unit){
+        .tensor = resident->tensor,
+        .row_begin = band.row_begin,
+        .n_rows = band.n_rows,
+        .data = feed->resident->store + resident->at + band.begin_bytes,
+        .size_bytes = band.size_bytes,
+    };
+}
+
+/* Keep a copy of a unit that is streaming by for the first time. */
+static void keep(struct hr_feed *feed, struct hr_resident *resident, const struct hr_unit *unit)
+{
+    const uint64_t row_bytes = unit->size_bytes / unit->n_rows;
+
+    memcpy(feed->resident->store + resident->at + unit->row_begin * row_bytes, unit->data,
+           unit->size_bytes);
+    resident->loaded = (unit->row_begin + unit->n_rows) * row_bytes == resident->tensor->size_bytes;
+}
+
+/* Wait for the next unit of the stream, which must be a band of `tensor`. */
+static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struct hr_unit *ret_unit,
+                     struct hr_error *err)
 {
     const uint64_t begin_ns = hr_now_ns();
-    int r = hr_stream_next(feed->stream, ret_unit, err);
+    const int r = hr_stream_next(feed->stream, ret_unit, err);
 
     feed->stall_ns += hr_now_ns() - begin_ns;
     if (r < 0)
@@ -62,22 +100,41 @@ static int take(struct hr_feed *feed, const struct hr_tensor *tensor, struct hr_
     hr_assert(r == 1);
     hr_assert(ret_unit->tensor == tensor); /* the plan and the forward pass ask in the same order */
     feed->bytes_used += ret_unit->size_bytes;
+    return 0;
+}
 
-    r = HR_FEED_RUN(feed, err,
-                    hr_gpu_stage(feed->gpu, ret_weight, ret_unit->data, ret_unit->size_bytes));
+/* The band of `tensor` that begins at row_begin, staged. */
+static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t row_begin,
+                struct taken *t, struct hr_error *err)
+{
+    struct hr_resident *resident = hr_resident_find(feed->resident, tensor);
+    int r = 0;
+
+    t->streamed = !resident || !resident->loaded;
+    if (!t->streamed)
+        t->unit = resident_unit(feed, resident, row_begin);
+    else
+        r = next_unit(feed, tensor, &t->unit, err);
     if (r < 0)
-        hr_stream_release(feed->stream, ret_unit);
+        return r;
+    hr_assert(t->unit.row_begin == row_begin);
+    if (t->streamed && resident)
+        keep(feed, resident, &t->unit);
+    r = HR_FEED_RUN(feed, err,
+                    hr_gpu_stage(feed->gpu, &t->weight, t->unit.data, t->unit.size_bytes));
+    if (r < 0 && t->streamed)
+        hr_stream_release(feed->stream, &t->unit);
     return r;
 }
 
-static void give_back(struct hr_feed *feed, const struct hr_unit *unit,
-                      const struct hr_gpu_weight *weight)
+static void give_back(struct hr_feed *feed, const struct taken *t)
 {
-    hr_gpu_unstage(feed->gpu, weight);
+    hr_gpu_unstage(feed->gpu, &t->weight);
     if (feed->n_pending == HR_PENDING_MAX)
         release_done(feed, true);
-    feed->pending[feed->n_pending].unit = *unit;
-    feed->pending[feed->n_pending].weight = *weight;
+    feed->pending[feed->n_pending].unit = t->unit;
+    feed->pending[feed->n_pending].weight = t->weight;
+    feed->pending[feed->n_pending].streamed = t->streamed;
     feed->n_pending++;
     release_done(feed, false);
 }
@@ -86,20 +143,18 @@ int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *
                    struct hr_error *err)
 {
     const uint64_t row = hr_shape_elements(tensor->shape + 1, tensor->rank - 1);
-    struct hr_gpu_weight weight;
-    struct hr_unit unit;
+    struct taken t;
 
     hr_assert(tensor->rank >= 1 && hr_shape_elements(tensor->shape, tensor->rank) == n);
-    for (uint64_t done = 0; done < tensor->shape[0]; done += unit.n_rows) {
-        int r = take(feed, tensor, &unit, &weight, err);
+    for (uint64_t done = 0; done < tensor->shape[0]; done += t.unit.n_rows) {
+        int r = take(feed, tensor, done, &t, err);
 
         if (r < 0)
             return r;
-        hr_assert(unit.row_begin == done);
         r = HR_FEED_RUN(feed, err,
-                        hr_gpu_to_f32(feed->gpu, dst + done * row, weight.data, tensor->dtype,
-                                      (size_t) (unit.n_rows * row)));
-        give_back(feed, &unit, &weight);
+                        hr_gpu_to_f32(feed->gpu, dst + done * row, t.weight.data, tensor->dtype,
+                                      (size_t) (t.unit.n_rows * row)));
+        give_back(feed, &t);
         if (r < 0)
             return r;
     }
@@ -137,20 +192,18 @@ int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
                    const struct hr_linear *p, uint32_t n, struct hr_error *err)
 {
     const struct hr_tensor *w = layer->weight;
-    struct hr_gpu_weight weight;
-    struct hr_unit unit;
+    struct taken t;
     int r;
 
     hr_assert(n >= 1 && w->shape[1] == p->n_in);
     hr_assert(w->shape[0] <= feed->bias_max);
     r = hr_feed_vector(feed, layer->bias, feed->bias, (size_t) w->shape[0], err);
-    for (uint64_t done = 0; r == 0 && done < w->shape[0]; done += unit.n_rows) {
-        r = take(feed, w, &unit, &weight, err);
+    for (uint64_t done = 0; r == 0 && done < w->shape[0]; done += t.unit.n_rows) {
+        r = take(feed, w, done, &t, err);
         if (r < 0)
             return r;
-        hr_assert(unit.row_begin == done);
-        r = run_band(feed, p, n, w, weight.data, done, unit.n_rows, err);
-        give_back(feed, &unit, &weight);
+        r = run_band(feed, p, n, w, t.weight.data, done, t.unit.n_rows, err);
+        give_back(feed, &t);
     }
     return r;
 }

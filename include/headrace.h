@@ -277,6 +277,8 @@ struct hr_dit_params {
     const char *device; /* "cpu", NULL or "auto"                                            */
     uint64_t ram_bytes; /* upper bound on the whole process: code, ring, activations; 0: what the
                            inputs need and a ring of 192 MiB                                */
+    uint64_t resident_max_bytes; /* of weights kept in memory between passes, out of what ram_bytes
+                           leaves; 0: all that it leaves                                    */
     uint32_t n_threads; /* 0: one for each CPU that this process may use                    */
     enum hr_precision precision;
     enum hr_activation activation;
@@ -308,6 +310,7 @@ struct hr_dit_stats {
     uint64_t stall_disk_ns;     /* of it waiting for weights                               */
     uint64_t bytes_used;        /* weights used in the last forward                        */
     uint64_t setup_ns;          /* hr_dit_open() up to the first read                      */
+    uint64_t resident_bytes;    /* weights kept in memory from the first pass on          */
     uint64_t activation_bytes;  /* arena for activations                                 */
     uint64_t mods_bytes;        /* modulation vectors of all steps, 0: computed in each forward  */
     bool mods_spilled;          /* they are in a temporary file                                  */

@@ -250,6 +250,52 @@ static void test_mods_up_front(void **state)
     }
 }
 
+/* Weights that stay in memory: fewer bytes in later passes, the same bits, whatever the budget. */
+static void test_resident_weights(void **state)
+{
+    enum { N = 4 };
+    static float want[N_VELOCITY], got[N_VELOCITY];
+    const uint64_t base = (uint64_t) 400 << 20; /* also enough for a sanitizer's own memory */
+    float timesteps[N];
+    struct hr_dit_inputs in = model.inputs;
+    struct hr_dit_stats stats;
+    struct hr_error err = {0};
+    uint64_t before = UINT64_MAX;
+
+    (void) state;
+    for (unsigned i = 0; i < N; i++)
+        timesteps[i] = 750.0f;
+    for (unsigned up_front = 0; up_front < 2; up_front++) {
+        struct hr_dit_params params = {
+            .n_forwards = N,
+            .timesteps = up_front ? timesteps : NULL,
+            .stream = {.ring_bytes = 4 << 20},
+        };
+        struct hr_dit *dit = open_dit(&params);
+
+        assert_int_equal(forward(dit, &in, want, &err), 0);
+        hr_dit_close(&dit);
+        for (unsigned part = 0; part <= 4; part++) {
+            params.ram_bytes = base;
+            params.resident_max_bytes = part ? part * (UINT64_C(4) << 20) : 1;
+            dit = open_dit(&params);
+            params.ram_bytes = 0;
+            for (unsigned i = 0; i < N; i++) {
+                memset(got, 0, sizeof(got));
+                assert_int_equal(forward(dit, &in, got, &err), 0);
+                assert_memory_equal(got, want, sizeof(got));
+            }
+            hr_dit_get_stats(dit, &stats);
+            assert_true(stats.resident_bytes <= params.resident_max_bytes);
+            assert_true(stats.bytes_used <= before);
+            before = stats.bytes_used;
+            hr_dit_close(&dit);
+        }
+        assert_int_equal(before, 0); /* all of this model fits in 16 MiB */
+        before = UINT64_MAX;
+    }
+}
+
 static void test_samples_share_a_timestep(void **state)
 {
     struct hr_dit_inputs inputs[2] = {model.inputs, model.inputs};
@@ -412,6 +458,7 @@ int main(void)
         cmocka_unit_test(test_forwards),
         cmocka_unit_test(test_samples_share_a_pass),
         cmocka_unit_test(test_mods_up_front),
+        cmocka_unit_test(test_resident_weights),
         cmocka_unit_test(test_samples_share_a_timestep),
         cmocka_unit_test(test_failed_stays_failed),
         cmocka_unit_test(test_interrupt),

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dit_resident.c -- choice and store of the weights that stay in memory. */
+#include "engine/dit_resident.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+enum { PLACE_BYTES = 64, HUGE_BYTES = 2 << 20 };
+
+/* Bytes that a tensor takes of the store. */
+static uint64_t store_bytes(const struct hr_tensor *tensor)
+{
+    return hr_align_up(tensor->size_bytes, PLACE_BYTES);
+}
+
+static int by_tensor(const void *a, const void *b)
+{
+    const struct hr_tensor *x = ((const struct hr_resident *) a)->tensor;
+    const struct hr_tensor *y = ((const struct hr_resident *) b)->tensor;
+
+    return (x > y) - (x < y);
+}
+
+static void add(struct hr_resident_set *set, const struct hr_tensor *tensor)
+{
+    set->residents[set->n++] = (struct hr_resident){.tensor = tensor, .at = set->size_bytes};
+    set->size_bytes += store_bytes(tensor);
+}
+
+int hr_resident_choose(struct hr_resident_set *set, const struct hr_tensor *const *tensors,
+                       uint32_t n, uint64_t budget_bytes, struct hr_error *err)
+{
+    uint64_t total_bytes = 0;
+    double credit = 0.0;
+    bool *taken = calloc(n, sizeof(*taken));
+
+    *set = (struct hr_resident_set){.residents = calloc(n, sizeof(*set->residents))};
+    if (!taken || !set->residents) {
+        free(taken);
+        return hr_error_set(err, -ENOMEM, "no memory for a choice among %u tensors", n);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        total_bytes += store_bytes(tensors[i]);
+    /* Each tensor brings its share of the budget; whenever that has grown to a whole tensor, it is
+     * taken: evenly spread, and never more than the budget. */
+    const double share = hr_min_u64(budget_bytes, total_bytes) / (double) total_bytes;
+
+    for (uint32_t i = 0; i < n; i++) {
+        const uint64_t bytes = store_bytes(tensors[i]);
+
+        credit += share * (double) bytes;
+        if (credit + 0.5 >= (double) bytes && set->size_bytes + bytes <= budget_bytes) {
+            credit -= (double) bytes;
+            taken[i] = true;
+            add(set, tensors[i]);
+        }
+    }
+    /* What is left holds smaller ones. */
+    for (uint32_t i = 0; i < n; i++)
+        if (!taken[i] && set->size_bytes + store_bytes(tensors[i]) <= budget_bytes)
+            add(set, tensors[i]);
+    free(taken);
+    qsort(set->residents, set->n, sizeof(*set->residents), by_tensor);
+    return 0;
+}
+
+int hr_resident_take(struct hr_resident_set *set, struct hr_error *err)
+{
+    if (set->size_bytes == 0)
+        return 0;
+    /* The pages themselves come while the first pass fills them: clearing them now would keep the
+     * disk waiting for seconds. Whether they can come is asked here. */
+    const uint64_t available = hr_memory_available();
+
+    if (available && set->size_bytes > available)
+        return hr_error_set(
+            err, -ENOMEM,
+            "the memory limit leaves %llu MiB for resident weights, but the machine "
+            "has only %llu MiB available; lower the limit",
+            (unsigned long long) (set->size_bytes / HR_MIB),
+            (unsigned long long) (available / HR_MIB));
+    void *store =
+        mmap(NULL, set->size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (store == MAP_FAILED)
+        return hr_error_set(err, -ENOMEM, "no memory for %llu MiB of resident weights",
+                            (unsigned long long) (set->size_bytes / HR_MIB));
+    if (set->size_bytes >= HUGE_BYTES)
+        madvise(store, set->size_bytes, MADV_HUGEPAGE); /* fewer misses; no matter if refused */
+    set->store = store;
+    return 0;
+}
+
+struct hr_resident *hr_resident_find(const struct hr_resident_set *set,
+                                     const struct hr_tensor *tensor)
+{
+    const struct hr_resident key = {.tensor = tensor};
+
+    return set->n ? bsearch(&key, set->residents, set->n, sizeof(key), by_tensor) : NULL;
+}
+
+void hr_resident_uninit(struct hr_resident_set *set)
+{
+    if (set->store)
+        munmap(set->store, set->size_bytes);
+    free(set->residents);
+    *set = (struct hr_resident_set){0};
+}
