@@ -47,7 +47,8 @@ struct cli_options {
     const char *output, *resume, *device, *io, *cache_dir, *prefix;
     uint64_t ram_bytes, ring_bytes, block_bytes;
     uint64_t depth, n_threads, n_layers, n_repeat;
-    uint64_t width, height, n_text, n_references, n_heads, joint_dim, n_shards, header_pad_bytes;
+    uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
+        header_pad_bytes;
     uint64_t n_steps, seed;
     double timestep, strength, cfg_scale, mu; /* NAN: not given; a timestep may be NAN, too */
     bool timestep_given;

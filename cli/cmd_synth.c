@@ -61,7 +61,7 @@ int cli_synth(const struct cli_options *o)
 
 /* ---- inputs --------------------------------------------------------------------------- */
 
-enum { TENSORS_MAX = 2 + HR_IMAGES_MAX };
+enum { TENSORS_MAX = 3 + HR_IMAGES_MAX };
 
 /* Tensors of u * scale, u in [-1, 1) from the name and the index; see hr_synth_values(). */
 struct made {
@@ -100,6 +100,8 @@ static int write_inputs(const struct cli_options *o, uint32_t joint_dim, struct 
 
     make(&m, "latents", "latent", 3, h, w, 1.7);
     make(&m, "prompt_emb", "prompt", 2, o->n_text ? o->n_text : 5, joint_dim, 3.0);
+    if (o->n_negative)
+        make(&m, "negative_prompt_emb", "negative", 2, o->n_negative, joint_dim, 3.0);
     for (uint64_t i = 0; i < o->n_references; i++) {
         char name[32], seed[32];
 

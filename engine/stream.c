@@ -252,6 +252,11 @@ void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream_stats 
     ret_stats->bytes_used = stream->bytes_out;
 }
 
+bool hr_stream_shard_direct(const struct hr_stream *stream, uint32_t shard_idx)
+{
+    return hr_reader_file_direct(stream->reader, shard_idx);
+}
+
 void hr_stream_interrupt(struct hr_stream *stream)
 {
     hr_reader_interrupt(stream->reader);

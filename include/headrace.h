@@ -162,9 +162,10 @@ struct hr_stream_params {
     uint64_t ring_bytes;   /* memory for weights in flight; 0: 192 MiB                         */
     uint32_t block_bytes;  /* bytes of one read; 0: 4 MiB                                      */
     uint32_t depth;        /* reads in flight; 0: 16                                           */
-    const char *io;        /* "io_uring", "pread", NULL or "auto": first that works, then said;
+    const char *io;        /* "io_uring", "libaio", "pread", NULL or "auto": first that works;
                               the environment variable HEADRACE_IO stands in for NULL          */
-    enum hr_direct direct; /* O_DIRECT; AUTO uses it wherever the filesystem takes it          */
+    enum hr_direct direct; /* O_DIRECT; AUTO: where the filesystem takes it and the file is not
+                              in the page cache already                                        */
 };
 
 /* A tensor, or a band of rows of a large one: at most 32 MiB, cut by dtype and shape alone. Rows
@@ -180,16 +181,24 @@ struct hr_unit {
 };
 
 struct hr_stream_stats {
-    const char *io_name;     /* backend in use, such as "io_uring"                             */
-    bool direct;             /* every file is read with O_DIRECT                               */
-    uint64_t ring_bytes;     /* memory held for the whole life of the stream                   */
-    uint32_t block_bytes;    /* as used                                                        */
-    uint32_t depth;          /* as used                                                        */
-    uint64_t bytes_read;     /* from the files, aligned covers and re-reads included           */
-    uint64_t bytes_used;     /* of units handed out                                            */
-    uint64_t reads;          /* requests completed                                             */
-    uint64_t short_reads;    /* requests that were continued                                   */
-    uint64_t retries;        /* requests repeated after EINTR, EAGAIN or EIO                   */
+    const char *io_name;    /* backend in use, such as "io_uring"                             */
+    bool direct;            /* every file is read with O_DIRECT                               */
+    uint64_t ring_bytes;    /* memory held for the whole life of the stream                   */
+    uint32_t block_bytes;   /* as used                                                        */
+    uint32_t depth;         /* as used                                                        */
+    uint64_t bytes_read;    /* from the files, aligned covers and re-reads included           */
+    uint64_t bytes_used;    /* of units handed out                                            */
+    uint64_t reads;         /* requests completed                                             */
+    uint64_t short_reads;   /* requests that were continued                                   */
+    uint64_t retries;       /* requests repeated after EINTR, EAGAIN or EIO                   */
+    uint64_t bounced_bytes; /* of bytes_read, copied out of the page cache, not read directly */
+    uint64_t pinned_bytes;  /* of the ring, registered with the kernel                        */
+    uint64_t huge_bytes;    /* of the ring, in huge pages                                     */
+    uint64_t cpu_ns;        /* CPU time of the reader thread                                  */
+    uint64_t latency_p50_ns, latency_p99_ns, latency_p999_ns; /* of requests, within 6 %      */
+    double in_flight; /* requests in flight, averaged over busy_ns                      */
+    uint32_t n_files, n_files_direct; /* shards, and those that are read with O_DIRECT now     */
+    uint32_t n_devices;      /* disks that the shards lie on; each has `depth` of its own      */
     uint64_t units;          /* handed out                                                     */
     uint64_t busy_ns;        /* time with at least one read in flight                          */
     uint64_t stall_disk_ns;  /* time hr_stream_next() waited for bytes                         */
@@ -221,6 +230,8 @@ HR_API int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, st
 HR_API void hr_stream_release(struct hr_stream *stream, const struct hr_unit *unit);
 
 HR_API void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream_stats *ret_stats);
+/* Is this shard read with O_DIRECT at present? */
+HR_API bool hr_stream_shard_direct(const struct hr_stream *stream, uint32_t shard_idx);
 HR_API void hr_stream_interrupt(struct hr_stream *stream);
 /* Waits for reads in flight. Units not yet released become invalid. */
 HR_API void hr_stream_close(struct hr_stream **stream);

@@ -22,9 +22,10 @@ static const struct {
 #if HAVE_LIBURING
     {&hr_io_backend_uring, false},
 #endif
-    {&hr_io_backend_pread, false},
-    {&hr_io_backend_null, true},
-    {&hr_io_backend_fault, true},
+#if HAVE_LIBAIO
+    {&hr_io_backend_aio, false},
+#endif
+    {&hr_io_backend_pread, false}, {&hr_io_backend_null, true}, {&hr_io_backend_fault, true},
 };
 
 static int open_backend(struct hr_io **ret_io, const struct hr_io_backend *backend,
@@ -171,7 +172,9 @@ static int create_first(struct hr_io **ret_io, const struct hr_io_params *params
             continue;
         if (open_and_probe(ret_io, backends[i].backend, params, &why) == 0)
             return 0;
-        hr_log(HR_LOG_WARN, "io: %s does not work here: %s", name, why.message);
+        /* Where it was not meant to work, nobody need do anything. */
+        hr_log(why.code == -EOPNOTSUPP ? HR_LOG_INFO : HR_LOG_WARN, "io: %s does not work here: %s",
+               name, why.message);
         if (len < sizeof(reasons))
             len += (size_t) snprintf(reasons + len, sizeof(reasons) - len, "%s%s: %s",
                                      len > 0 ? "; " : "", name, why.message);

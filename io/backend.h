@@ -30,11 +30,14 @@ struct hr_io_file {
     int fd_retired;                    /* -1, or the O_DIRECT descriptor that fd replaced: reads
                                           may still be under way on it, so it is closed last   */
     uint32_t align_bytes;              /* of offset, size and address; >= HR_IO_ALIGN_BYTES    */
-    bool direct;
+    uint64_t device;                   /* st_dev                                               */
+    _Atomic bool direct;
+    bool cached; /* buffered because it lies in the page cache                                 */
 };
 
 /* Open `source` again for streaming, with O_DIRECT where `direct` and the filesystem agree. A file
- * that AUTO must read buffered is named once at HR_LOG_INFO.
+ * that AUTO must read buffered is named once at HR_LOG_INFO; one that it reads buffered since
+ * nearly all of it is in the page cache is only marked as such.
  * @return 0; -EOPNOTSUPP HR_DIRECT_ON is refused here, -ESTALE the path now names another file (and
  *         /proc is missing), or the error of open(). */
 int hr_io_file_open(struct hr_io_file *ret_file, const struct hr_read_file *source,
@@ -86,7 +89,8 @@ struct hr_io_params {
 struct hr_io {
     const struct hr_io_backend *backend;
     struct hr_io_params params;
-    void *priv; /* backend->priv_bytes, zeroed */
+    void *priv;            /* backend->priv_bytes, zeroed                         */
+    uint64_t pinned_bytes; /* of params.buf, registered with the kernel by init() */
 };
 
 struct hr_io_backend {
@@ -110,6 +114,7 @@ struct hr_io_backend {
 };
 
 extern const struct hr_io_backend hr_io_backend_uring;
+extern const struct hr_io_backend hr_io_backend_aio;
 extern const struct hr_io_backend hr_io_backend_pread;
 extern const struct hr_io_backend hr_io_backend_null;
 extern const struct hr_io_backend hr_io_backend_fault;

@@ -18,6 +18,8 @@
 #include "io/backend.h"
 
 enum { PATH_PRINT_BYTES = 512 };
+/* From this share on the page cache is faster than the disk even if the rest must be fetched. */
+#define CACHED_SHARE 0.95
 
 /* The same file once more. /proc leads to the inode even where the path was replaced since. */
 static int open_again(const struct hr_read_file *source, int flags, struct hr_error *err)
@@ -134,6 +136,14 @@ static int open_direct(struct hr_io_file *file, const char **ret_why, struct hr_
     return 0;
 }
 
+static bool is_cached(const struct hr_read_file *source)
+{
+    const uint64_t bytes = source->size_bytes;
+
+    return bytes > 0 && !lives_in_memory(source->fd) &&
+           (double) hr_io_cached_bytes(source->fd, 0, bytes) >= CACHED_SHARE * (double) bytes;
+}
+
 int hr_io_file_open(struct hr_io_file *ret_file, const struct hr_read_file *source,
                     enum hr_direct direct, struct hr_error *err)
 {
@@ -141,7 +151,12 @@ int hr_io_file_open(struct hr_io_file *ret_file, const struct hr_read_file *sour
     char path[PATH_PRINT_BYTES];
     const char *why;
 
-    if (direct != HR_DIRECT_OFF) {
+    struct stat st;
+
+    if (fstat(source->fd, &st) == 0)
+        file.device = st.st_dev;
+    file.cached = direct == HR_DIRECT_AUTO && is_cached(source);
+    if (direct != HR_DIRECT_OFF && !file.cached) {
         const int r = open_direct(&file, &why, err);
 
         if (r == 0)

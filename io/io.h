@@ -10,9 +10,13 @@
  *   reader_plan.c  ranges -> placement in the ring -> aligned block reads (pure, no I/O)
  *   ring.c         the memory: huge pages where there are any, touched when created
  *   reader.c       the thread: depth, hand-over, statistics
+ *   reader_api.c   the functions below
  *   reader_done.c  what becomes of a read: short ones, repetitions, bad sectors, lost O_DIRECT
- *   backend.c      choice of a backend; io_uring.c, io_pread.c, io_null.c, io_fault.c implement it
+ *   backend.c      choice of a backend; io_uring.c, io_aio.c, io_pread.c, io_null.c and io_fault.c
+ *                  implement it
  *   file.c         O_DIRECT and its alignment, asked from the file itself
+ *   page_cache.c   what of a file is in memory already
+ *   latency.c      percentiles
  *
  * Inside the folder io/backend.h holds the backend's interface; other folders need only this file.
  */
@@ -41,6 +45,7 @@ enum {
     HR_BLOCK_BYTES_MAX = 32 << 20,
     HR_DEPTH_DEFAULT = 16,
     HR_DEPTH_MAX = 1024,
+    HR_DEVICES_MAX = 8,            /* with a depth of their own; others share the last one */
     HR_ALIGN_BYTES_MAX = 64 << 10, /* of O_DIRECT; a file that wants more is read buffered */
 };
 
@@ -49,7 +54,7 @@ struct hr_reader_params {
     uint32_t n_files;
     uint64_t ring_bytes;  /* > 0, rounded up to 2 MiB                                     */
     uint32_t block_bytes; /* 0: default; a power of two between the limits                */
-    uint32_t depth;       /* 0: default; 1..HR_DEPTH_MAX                                  */
+    uint32_t depth;       /* of each device; 0: default; 1..HR_DEPTH_MAX                  */
     const char *io;       /* backend; NULL or "auto": HEADRACE_IO, else the first that works.
                              A backend that was named is never substituted                */
     enum hr_direct direct;
@@ -97,6 +102,12 @@ void hr_reader_release(struct hr_reader *reader, uint64_t ticket);
 
 /* Counters so far; see headrace.h. May be called while streaming. */
 void hr_reader_get_stats(const struct hr_reader *reader, struct hr_stream_stats *ret_stats);
+
+/* Is this file read with O_DIRECT at present? */
+bool hr_reader_file_direct(const struct hr_reader *reader, uint32_t file_idx);
+
+/* Bytes of this part of a file that lie in the page cache; 0 where the kernel does not say. */
+uint64_t hr_io_cached_bytes(int fd, uint64_t offset_bytes, uint64_t size_bytes);
 
 /* Async-signal-safe. Waiting and later hr_reader_next() return -ECANCELED within 100 ms. */
 void hr_reader_interrupt(struct hr_reader *reader);

@@ -120,8 +120,9 @@ static int uring_init(struct hr_io *io, struct hr_error *err)
     }
 
     r = register_buffers(uring, params->buf, params->buf_bytes);
-    if (r < 0)
-        hr_log(HR_LOG_WARN,
+    io->pinned_bytes = r < 0 ? 0 : params->buf_bytes;
+    if (r < 0) /* INFO: ordinary users have a limit of 8 MiB, and reads are as right without */
+        hr_log(HR_LOG_INFO,
                "io: io_uring: %zu MiB could not be registered (%s), reads cost more CPU time; "
                "raise the limit on locked memory: ulimit -l %zu",
                (size_t) (params->buf_bytes / HR_MIB), hr_strerror(r, text, sizeof(text)),

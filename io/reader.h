@@ -114,9 +114,24 @@ struct hr_block {
     uint32_t done_bytes; /* that have arrived, aligned down where the file is direct             */
     uint32_t ask_bytes;  /* of the next or present request, from done_bytes on                   */
     uint32_t tries;      /* requests without progress since done_bytes last grew                 */
+    uint64_t asked_ns;   /* when the present request was submitted                               */
     bool finished;
     bool asked_direct; /* by the present request    */
     bool asked_again;  /* the smallest part failed once already */
+};
+
+/* Requests to one disk. Blocks are cut in the order of use; each waits for a place among the reads
+ * of its disk. */
+struct hr_device_queue {
+    uint64_t device; /* st_dev                                                            */
+    uint64_t *items; /* [n_blocks] blocks with a request to submit, circular              */
+    uint32_t first, n;
+    uint32_t in_flight;
+};
+
+enum { HR_LATENCY_BUCKETS = 62 * 8 };
+struct hr_latencies {
+    atomic_uint_fast64_t counts[HR_LATENCY_BUCKETS];
 };
 
 /* What the reader's thread and the caller share; guarded by mutex. */
@@ -154,9 +169,13 @@ struct hr_reader {
     struct hr_block *blocks; /* [n_blocks] first_block..next_block are in the making */
     uint32_t n_blocks;       /* a power of two                                       */
     uint64_t first_block, next_block;
-    uint64_t *queue; /* [n_blocks] blocks with a request to submit, circular          */
-    uint32_t queue_first, queue_n;
-    uint32_t in_flight;
+    /* One backend and one thread for all disks, with a queue and a depth for each: threads would
+     * each need their share of the ring, and what share that is changes from range to range. */
+    struct hr_device_queue devices[HR_DEVICES_MAX];
+    uint32_t n_devices;
+    uint32_t *file_device; /* [params.n_files]                                      */
+    uint32_t queue_n;      /* of all disks                                          */
+    uint32_t in_flight;    /* of all disks                                          */
     uint32_t depth;        /* at present: halved when the kernel runs out of memory */
     uint32_t refusals;     /* of the kernel to do anything, since it last did       */
     uint64_t failed_block; /* UINT64_MAX: none. Earlier blocks are still finished   */
@@ -165,6 +184,8 @@ struct hr_reader {
     bool caller_waits; /* as of the last synchronisation */
     struct hr_stream_stats stats;
     uint64_t busy_since_ns; /* while in_flight > 0 */
+    uint64_t latency_sum_ns;
+    struct hr_latencies latencies; /* written by the thread, read by anyone */
 };
 
 static inline struct hr_block *hr_reader_block(struct hr_reader *reader, uint64_t block_idx)
@@ -172,10 +193,22 @@ static inline struct hr_block *hr_reader_block(struct hr_reader *reader, uint64_
     return &reader->blocks[block_idx & (reader->n_blocks - 1)];
 }
 
+static inline struct hr_device_queue *hr_reader_queue(struct hr_reader *reader, uint32_t file_idx)
+{
+    return &reader->devices[reader->file_device[file_idx]];
+}
+
+/* ---- latency.c -------------------------------------------------------------------------- */
+
+void hr_latency_add(struct hr_latencies *latencies, uint64_t ns);
+/* share 0.5: the median. 0 when nothing was added. */
+uint64_t hr_latency_percentile(const struct hr_latencies *latencies, double share);
+
 /* ---- reader_done.c: completions -------------------------------------------------------- */
 
-/* Take in one completion: count it, and queue what remains of its block. */
-void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion *done);
+/* Take in one completion that came at now_ns: count it, and queue what remains of its block. */
+void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion *done,
+                        uint64_t now_ns);
 /* Queue the next request of a block, in front where it is a repetition. */
 void hr_reader_enqueue(struct hr_reader *reader, uint64_t block_idx, bool in_front);
 /* The block cannot be read from done_bytes on: `size_bytes` there are bad. Blocks before it are
@@ -184,5 +217,14 @@ void hr_reader_fail(struct hr_reader *reader, uint64_t block_idx, uint64_t size_
                     const char *what);
 /* The kernel takes no more requests just now: fewer at a time from here on if it lacks memory. */
 void hr_reader_refused(struct hr_reader *reader, int code);
+
+/* ---- reader.c ------------------------------------------------------------------------------ */
+
+void *hr_reader_thread(void *reader);
+
+static inline bool hr_reader_interrupted(const struct hr_reader *reader)
+{
+    return atomic_load_explicit(&reader->interrupted, memory_order_relaxed);
+}
 
 #endif /* HR_IO_READER_H */

@@ -21,16 +21,19 @@ enum {
 void hr_reader_enqueue(struct hr_reader *reader, uint64_t block_idx, bool in_front)
 {
     const uint32_t mask = reader->n_blocks - 1;
+    struct hr_device_queue *queue =
+        hr_reader_queue(reader, hr_reader_block(reader, block_idx)->at.file_idx);
 
     if (block_idx >= reader->failed_block)
         return;
-    hr_assert(reader->queue_n < reader->n_blocks);
+    hr_assert(queue->n < reader->n_blocks);
     if (in_front) {
-        reader->queue_first = (reader->queue_first - 1) & mask;
-        reader->queue[reader->queue_first] = block_idx;
+        queue->first = (queue->first - 1) & mask;
+        queue->items[queue->first] = block_idx;
     } else {
-        reader->queue[(reader->queue_first + reader->queue_n) & mask] = block_idx;
+        queue->items[(queue->first + queue->n) & mask] = block_idx;
     }
+    queue->n++;
     reader->queue_n++;
 }
 
@@ -38,15 +41,21 @@ void hr_reader_enqueue(struct hr_reader *reader, uint64_t block_idx, bool in_fro
 static void purge_queue(struct hr_reader *reader)
 {
     const uint32_t mask = reader->n_blocks - 1;
-    uint32_t kept = 0;
 
-    for (uint32_t i = 0; i < reader->queue_n; i++) {
-        const uint64_t block_idx = reader->queue[(reader->queue_first + i) & mask];
+    reader->queue_n = 0;
+    for (uint32_t d = 0; d < reader->n_devices; d++) {
+        struct hr_device_queue *queue = &reader->devices[d];
+        uint32_t kept = 0;
 
-        if (block_idx < reader->failed_block)
-            reader->queue[(reader->queue_first + kept++) & mask] = block_idx;
+        for (uint32_t i = 0; i < queue->n; i++) {
+            const uint64_t block_idx = queue->items[(queue->first + i) & mask];
+
+            if (block_idx < reader->failed_block)
+                queue->items[(queue->first + kept++) & mask] = block_idx;
+        }
+        queue->n = kept;
+        reader->queue_n += kept;
     }
-    reader->queue_n = kept;
 }
 
 /* describe()'s words, in brackets, for the first range that needs the byte at pos. */
@@ -103,6 +112,8 @@ void hr_reader_refused(struct hr_reader *reader, int code)
                        hr_reader_block(reader, reader->first_block)->ask_bytes, code,
                        hr_strerror(code, text, sizeof(text)));
     reader->in_flight = 0;
+    for (uint32_t d = 0; d < reader->n_devices; d++)
+        reader->devices[d].in_flight = 0;
 }
 
 static void finish(struct hr_reader *reader, struct hr_block *block)
@@ -122,6 +133,8 @@ static void take_bytes(struct hr_reader *reader, uint64_t block_idx, uint32_t n)
     char what[128];
 
     reader->stats.bytes_read += n;
+    if (!block->asked_direct)
+        reader->stats.bounced_bytes += n;
     if (arrived >= block->need_bytes) {
         finish(reader, block);
         return;
@@ -188,6 +201,7 @@ static void lose_direct(struct hr_reader *reader, uint64_t block_idx, int code)
         if (r == 0 && reader->io->backend->file_changed)
             r = reader->io->backend->file_changed(reader->io, block->at.file_idx);
         reader->stats.direct = false;
+        reader->stats.n_files_direct--;
     }
     if (r < 0) {
         hr_reader_fail(reader, block_idx, block->ask_bytes, r, hr_strerror(r, text, sizeof(text)));
@@ -211,7 +225,8 @@ static void repeat(struct hr_reader *reader, uint64_t block_idx, int code)
     hr_reader_enqueue(reader, block_idx, true);
 }
 
-void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion *done)
+void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion *done,
+                        uint64_t now_ns)
 {
     struct hr_block *block = hr_reader_block(reader, done->tag);
     char text[128];
@@ -221,7 +236,10 @@ void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion 
     hr_assert(done->result <= (int32_t) block->ask_bytes);
     hr_assert(done->result != -EFAULT && done->result != -EBADF);
     reader->in_flight--;
+    hr_reader_queue(reader, block->at.file_idx)->in_flight--;
     reader->stats.reads++;
+    reader->latency_sum_ns += now_ns - block->asked_ns;
+    hr_latency_add(&reader->latencies, now_ns - block->asked_ns);
 
     switch (done->result) {
     case -EINTR:

@@ -24,6 +24,7 @@ ninja-build=command -v ninja
 libjansson-dev=has_header jansson.h
 libxxhash-dev=has_header xxhash.h
 liburing-dev=has_header liburing.h
+libaio-dev=has_header libaio.h
 libdnnl-dev=has_header oneapi/dnnl/dnnl.h
 '
 

@@ -8,8 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
+
+#include <linux/magic.h>
 
 #include <cmocka.h>
 
@@ -68,6 +71,13 @@ void io_files_make(struct io_files *set, const char *parent, const uint64_t *siz
     }
 }
 
+bool io_is_tmpfs(const char *folder)
+{
+    struct statfs st;
+
+    return statfs(folder, &st) == 0 && st.f_type == TMPFS_MAGIC;
+}
+
 void io_files_remove(struct io_files *set)
 {
     for (uint32_t i = 0; i < set->n; i++) {
@@ -75,6 +85,14 @@ void io_files_remove(struct io_files *set)
         unlink(set->paths[i]);
     }
     rmdir(set->dir);
+}
+
+void io_uncache(const struct hr_read_file *files, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        fdatasync(files[i].fd);
+        posix_fadvise(files[i].fd, 0, 0, POSIX_FADV_DONTNEED);
+    }
 }
 
 bool io_bytes_ok(uint32_t file_idx, uint64_t offset, const void *data, uint64_t n)
@@ -171,6 +189,9 @@ int io_stream_once(const struct hr_reader_params *params, const struct hr_read_r
                    struct hr_stream_stats *ret_stats, struct hr_error *err)
 {
     struct hr_reader *reader = NULL;
+
+    if (params->direct == HR_DIRECT_AUTO)
+        io_uncache(params->files, params->n_files);
     int r = hr_reader_create(&reader, params, err);
 
     if (r == 0)

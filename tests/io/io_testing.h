@@ -20,6 +20,12 @@ struct io_files {
 /* Files of these sizes in a new folder below `parent`; fails the test if that cannot be done. */
 void io_files_make(struct io_files *set, const char *parent, const uint64_t *sizes, uint32_t n);
 void io_files_remove(struct io_files *set);
+/* In a bare root /dev/shm is an ordinary folder. */
+bool io_is_tmpfs(const char *folder);
+
+/* Drive these files, which are the test's own, out of the page cache, or else AUTO reads them from
+ * there. */
+void io_uncache(const struct hr_read_file *files, uint32_t n);
 
 /* Do n bytes equal those of the file from offset on? Prints the first that does not. */
 bool io_bytes_ok(uint32_t file_idx, uint64_t offset, const void *data, uint64_t n);
@@ -43,7 +49,7 @@ struct io_caller {
 int io_caller_run(struct io_caller *caller, struct hr_reader *reader,
                   const struct hr_read_range *ranges, uint32_t n, struct hr_error *err);
 
-/* Create, start, run and destroy. *ret_stats may be NULL. */
+/* Uncache where direct is AUTO, create, start, run and destroy. *ret_stats may be NULL. */
 int io_stream_once(const struct hr_reader_params *params, const struct hr_read_range *ranges,
                    uint32_t n, uint32_t n_passes, struct io_caller *caller,
                    struct hr_stream_stats *ret_stats, struct hr_error *err);

@@ -234,6 +234,8 @@ static void lost_direct_falls_back(void **state)
     assert_false(out.stats.direct);
     if (HAVE_LIBURING)
         expect_repaired("einval=1,inner=io_uring,short=10", HR_DIRECT_AUTO, &out);
+    if (HAVE_LIBAIO)
+        expect_repaired("einval=1,inner=libaio,short=10", HR_DIRECT_AUTO, &out);
     io_log_release();
     out = run("einval=1", HR_DIRECT_ON, 1);
     assert_int_equal(out.result, -EOPNOTSUPP);

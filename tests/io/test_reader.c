@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -46,11 +47,12 @@ static struct hr_reader_params make_params(const char *io)
     };
 }
 
-/* Can this machine do io_uring? The tests of it are skipped where not. */
+/* Does this backend work on this machine? The tests of it are skipped where not. */
 static bool works(const char *io)
 {
     struct hr_reader_params params = make_params(io);
     struct hr_reader *reader = NULL;
+    io_uncache(disk.files, disk.n);
     const int r = hr_reader_create(&reader, &params, NULL);
 
     hr_reader_destroy(&reader);
@@ -71,7 +73,8 @@ static void stream_random(const char *io, uint64_t seed)
     params.ring_bytes = 2 * MIB * (1 + io_random(&random) % 4);
     params.block_bytes = (64 << 10) << (io_random(&random) % 5);
     params.depth = (uint32_t[]){1, 2, 5, 16}[io_random(&random) % 4];
-    params.direct = io_random(&random) % 3 == 0 ? HR_DIRECT_OFF : HR_DIRECT_AUTO;
+    params.direct =
+        io_random(&random) % 3 == 0 && strcmp(io, "libaio") != 0 ? HR_DIRECT_OFF : HR_DIRECT_AUTO;
     caller.shuffle = io_random(&random) % 2;
     caller.hold_max = io_random(&random) % 3;
     /* With hold_max + 1 held, and space lost at the ring's end, two thirds remain for the next. */
@@ -127,7 +130,9 @@ static void tmpfs_is_read_buffered(void **state)
     struct hr_error err = {0};
     struct io_files memory;
 
-    if (!works(*state))
+    if (!works(*state) || strcmp(*state, "libaio") == 0) /* which reads directly only */
+        skip();
+    if (!io_is_tmpfs("/dev/shm"))
         skip();
     io_files_make(&memory, "/dev/shm", &size, 1);
     params.files = memory.files;
@@ -142,6 +147,82 @@ static void tmpfs_is_read_buffered(void **state)
     assert_int_equal(io_stream_once(&params, ranges, 2, 1, &caller, NULL, &err), -EOPNOTSUPP);
     assert_non_null(strstr(err.message, memory.paths[0]));
     io_files_remove(&memory);
+}
+
+static void cached_files_are_read_from_there(void **state)
+{
+    static const struct hr_read_range ranges[] = {{0, 5, MIB}, {1, 0, 4 * MIB}};
+    static const uint64_t bytes[] = {2 * MIB + 1, 4 * MIB};
+    struct hr_reader_params params = make_params("pread");
+    struct io_files set;
+    char page[4096];
+    struct hr_reader *reader = NULL;
+
+    (void) state;
+    io_files_make(&set, ".", bytes, 2);
+    params.files = set.files;
+    params.n_files = 2;
+    io_uncache(&set.files[0], 1);
+    for (uint64_t at = 0; at < bytes[1]; at += sizeof(page))
+        assert_int_equal(pread(set.files[1].fd, page, sizeof(page), (off_t) at), sizeof(page));
+    if (hr_io_cached_bytes(set.files[1].fd, 0, bytes[1]) != bytes[1] ||
+        hr_io_cached_bytes(set.files[0].fd, 0, bytes[0]) != 0) {
+        io_files_remove(&set);
+        skip(); /* this kernel does not say, or keeps what it likes */
+    }
+    io_log_capture(HR_LOG_INFO);
+    assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
+    assert_int_equal(io_log_count("1 of 2 files are in the page cache already"), 1);
+    io_log_release();
+    assert_false(hr_reader_file_direct(reader, 1));
+    assert_int_equal(hr_reader_start(reader, ranges, 2, 0, 1, NULL), 0);
+    assert_int_equal(io_caller_run(&(struct io_caller){0}, reader, ranges, 2, NULL), 0);
+    hr_reader_destroy(&reader);
+    io_files_remove(&set);
+}
+
+/* Each disk has a depth of its own, and order and bytes are as ever. */
+static void two_filesystems(void **state)
+{
+    enum { N = 60 };
+    const uint64_t size = 3 * MIB + 17;
+    struct hr_reader_params params = make_params(*state);
+    struct io_files here, memory;
+    struct hr_read_file files[2];
+    struct hr_read_range ranges[N];
+    struct hr_reader *reader = NULL;
+    struct hr_stream_stats stats;
+
+    if (!io_is_tmpfs("/dev/shm"))
+        skip();
+    io_files_make(&here, ".", &size, 1);
+    io_files_make(&memory, "/dev/shm", &size, 1);
+    files[0] = here.files[0];
+    files[1] = memory.files[0]; /* the same bytes, as both are their set's first */
+    params.files = files;
+    params.n_files = 2;
+    params.depth = 2;
+    for (uint32_t i = 0; i < N; i++)
+        ranges[i] = (struct hr_read_range){i / 7 % 2, (uint64_t) i * 40961 % (2 * MIB), 100000 + i};
+    const int r = hr_reader_create(&reader, &params, NULL);
+    if (r == 0) {
+        assert_int_equal(hr_reader_start(reader, ranges, N, 0, 2, NULL), 0);
+        for (struct hr_slice slice; hr_reader_next(reader, &slice, NULL) == 1;) {
+            const struct hr_read_range *range = &ranges[slice.range_idx];
+
+            assert_true(io_bytes_ok(0, range->offset_bytes, slice.data, range->size_bytes));
+            hr_reader_release(reader, slice.ticket);
+        }
+        hr_reader_get_stats(reader, &stats);
+        assert_int_equal(stats.units, 2 * N);
+        assert_true(stats.n_devices >= 1 && stats.in_flight > 0 && stats.latency_p50_ns > 0);
+        assert_true(stats.latency_p999_ns >= stats.latency_p50_ns);
+        hr_reader_destroy(&reader);
+    }
+    io_files_remove(&here);
+    io_files_remove(&memory);
+    if (r < 0)
+        skip(); /* libaio, or no io_uring */
 }
 
 /* ---- the caller ----------------------------------------------------------------------- */
@@ -303,14 +384,21 @@ int main(void)
 #define WITH_BACKENDS(test)                                                     \
     {#test " pread", test, NULL, NULL, (void *) (uintptr_t) "pread"},           \
         {#test " io_uring", test, NULL, NULL, (void *) (uintptr_t) "io_uring"}, \
+        {#test " libaio", test, NULL, NULL, (void *) (uintptr_t) "libaio"},     \
     {                                                                           \
 #test " fault", test, NULL, NULL, (void *) (uintptr_t) "fault"          \
     }
     const struct CMUnitTest tests[] = {
-        WITH_BACKENDS(random_ranges_arrive),    WITH_BACKENDS(last_bytes_arrive),
-        WITH_BACKENDS(tmpfs_is_read_buffered),  WITH_BACKENDS(held_ranges_can_block_the_next),
-        WITH_BACKENDS(interruption_is_noticed), WITH_BACKENDS(destroy_may_come_early),
-        WITH_BACKENDS(nothing_grows),           cmocka_unit_test(bad_arguments_are_refused),
+        WITH_BACKENDS(random_ranges_arrive),
+        WITH_BACKENDS(last_bytes_arrive),
+        WITH_BACKENDS(tmpfs_is_read_buffered),
+        WITH_BACKENDS(held_ranges_can_block_the_next),
+        WITH_BACKENDS(interruption_is_noticed),
+        WITH_BACKENDS(destroy_may_come_early),
+        WITH_BACKENDS(nothing_grows),
+        WITH_BACKENDS(two_filesystems),
+        cmocka_unit_test(cached_files_are_read_from_there),
+        cmocka_unit_test(bad_arguments_are_refused),
     };
 
     return cmocka_run_group_tests_name("io reader", tests, make_files, remove_files);
