@@ -296,6 +296,7 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         .device = params->device,
         .act = dit->act,
         .n_threads = params->n_threads,
+        .cancelled = &dit->cancelled,
     };
     struct hr_stream_params stream_params = params->stream;
     int r;

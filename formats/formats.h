@@ -87,6 +87,12 @@ int hr_header_parse(struct hr_header *ret_header, const char *json, size_t json_
                     uint64_t file_bytes, const char *what, struct hr_error *err);
 void hr_header_uninit(struct hr_header *header);
 
+/* One string of the `__metadata__` of a header that hr_header_parse() has accepted.
+ * @param ret_text  free() it
+ * @return 1, 0 when there is no such key, -EBADMSG or -ENOMEM */
+int hr_header_metadata(char **ret_text, const char *json, size_t json_bytes, const char *key,
+                       const char *what, struct hr_error *err);
+
 /* Elements of a shape; 1 for rank 0. The product has been checked when it came from a header. */
 uint64_t hr_shape_elements(const uint64_t *shape, uint32_t rank);
 

@@ -335,6 +335,68 @@ int hr_header_parse(struct hr_header *ret_header, const char *json, size_t json_
     return 0;
 }
 
+/* Visit an object's members up to the one called `key`.
+ * @return 1 with the object standing behind it, 0 or an error */
+static int find_member(struct hr_json_object *object, const char *key,
+                       struct hr_json_member *ret_member)
+{
+    int r;
+
+    do
+        r = hr_json_object_next(object, ret_member);
+    while (r > 0 && strcmp(ret_member->key, key) != 0);
+    return r;
+}
+
+/* The string called `key` in the object that `span` holds. */
+static int read_string(char **ret_text, const struct hr_json_source *source,
+                       struct hr_json_span span, const char *key, struct hr_arena *arena)
+{
+    struct hr_json_object object;
+    struct hr_json_member member;
+    json_t *value = NULL;
+    int r = hr_json_object_init(&object, source, span, "metadata key", arena);
+
+    if (r < 0)
+        return r;
+    r = find_member(&object, key, &member);
+    if (r > 0) {
+        r = *member.value.begin == '"' ? hr_json_load_member(&value, &object, &member) : -EBADMSG;
+        if (r == -EBADMSG)
+            hr_error_set(source->err, r, "%s: metadata key \"%s\": not a string", source->what,
+                         key);
+    }
+    hr_json_object_uninit(&object);
+    if (!value)
+        return r;
+    char *text = strdup(json_string_value(value));
+
+    json_decref(value);
+    if (!text)
+        return hr_error_set(source->err, -ENOMEM, "%s: out of memory", source->what);
+    *ret_text = text;
+    return 1;
+}
+
+int hr_header_metadata(char **ret_text, const char *json, size_t json_bytes, const char *key,
+                       const char *what, struct hr_error *err)
+{
+    const struct hr_json_source source = {json, json_bytes, what, err};
+    struct hr_arena arena = {0};
+    struct hr_json_object object;
+    struct hr_json_member member;
+    int r = hr_json_object_init(&object, &source, hr_json_span_of(&source), "tensor", &arena);
+
+    if (r == 0) {
+        r = find_member(&object, metadata_key, &member);
+        if (r > 0)
+            r = read_string(ret_text, &source, member.value, key, &arena);
+        hr_json_object_uninit(&object);
+    }
+    hr_arena_uninit(&arena);
+    return r;
+}
+
 void hr_header_uninit(struct hr_header *header)
 {
     struct hr_arena arena = {.last = header->storage};

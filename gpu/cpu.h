@@ -54,6 +54,14 @@ static inline void hr_cpu_fail(struct hr_cpu_result *result, int rc)
         atomic_compare_exchange_strong(&result->rc, &expected, rc);
 }
 
+/* Run the tasks; their first failure, or -ECANCELED. */
+static inline int hr_cpu_run(const struct hr_cpu *cpu, hr_pool_fn *fn, void *ctx, size_t n_tasks,
+                             struct hr_cpu_result *result)
+{
+    hr_cpu_fail(result, hr_pool_run(cpu->pool, fn, ctx, n_tasks));
+    return atomic_load(&result->rc);
+}
+
 /* `n` in about equal tiles of at most `max`, a multiple of 16 where there are several: the matrix
  * library is slower at others. The size of all but the last, which may be smaller. */
 static inline size_t hr_cpu_tile(size_t n, size_t max)

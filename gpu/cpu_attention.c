@@ -155,6 +155,5 @@ int hr_cpu_attention(struct hr_gpu *gpu, const struct hr_attention *p)
     }
     if (rc < 0)
         return rc;
-    hr_pool_run(cpu->pool, attention_task, &job, p->n_heads * job.n_query_tiles);
-    return atomic_load(&result.rc);
+    return hr_cpu_run(cpu, attention_task, &job, p->n_heads * job.n_query_tiles, &result);
 }

@@ -13,7 +13,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 
 /* Small stacks: of larger ones the system would make huge pages. */
@@ -39,6 +38,7 @@ struct hr_pool {
     atomic_uint n_active;
 
     atomic_size_t next_task;
+    const atomic_int *cancelled; /* or NULL */
 
     /* OpenMP's, where the matrix library brought it: its threads are kept to one for each of ours.
      */
@@ -56,10 +56,15 @@ static void cpu_relax(void)
 #endif
 }
 
+static bool is_cancelled(const struct hr_pool *pool)
+{
+    return pool->cancelled && atomic_load_explicit(pool->cancelled, memory_order_relaxed) != 0;
+}
+
 static void run_tasks(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks,
                       unsigned thread_idx)
 {
-    for (;;) {
+    while (!is_cancelled(pool)) {
         const size_t task = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed);
 
         if (task >= n_tasks)
@@ -127,8 +132,9 @@ static void close_job(struct hr_pool *pool)
     pthread_mutex_unlock(&pool->lock);
 }
 
-void hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks)
+int hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks)
 {
+    size_t n_begun = 0;
     int omp_threads = 0;
 
     if (pool->omp_set_num_threads) { /* the caller's own setting comes back below */
@@ -136,8 +142,8 @@ void hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks
         pool->omp_set_num_threads(1);
     }
     if (pool->n_workers == 0 || n_tasks == 1) {
-        for (size_t i = 0; i < n_tasks; i++)
-            fn(ctx, i, 0);
+        while (n_begun < n_tasks && !is_cancelled(pool))
+            fn(ctx, n_begun++, 0);
     } else {
         pthread_mutex_lock(&pool->lock);
         hr_assert(!pool->is_open);
@@ -152,12 +158,14 @@ void hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks
 
         run_tasks(pool, fn, ctx, n_tasks, 0);
         close_job(pool);
+        n_begun = atomic_load_explicit(&pool->next_task, memory_order_relaxed);
     }
     if (pool->omp_set_num_threads)
         pool->omp_set_num_threads(omp_threads);
+    return n_begun < n_tasks ? -ECANCELED : 0;
 }
 
-int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads)
+int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads, const atomic_int *cancelled)
 {
     struct hr_pool *pool = calloc(1, sizeof(*pool) + n_threads * sizeof(pool->workers[0]));
     pthread_attr_t attr;
@@ -166,6 +174,7 @@ int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads)
     hr_assert(n_threads >= 1);
     if (!pool)
         return -ENOMEM;
+    pool->cancelled = cancelled;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->left, NULL);

@@ -158,6 +158,17 @@ static bool dtype_is_activation(enum hr_dtype dtype)
     return dtype == HR_DTYPE_F32 || dtype == HR_DTYPE_BF16;
 }
 
+static void check_low_rank(const struct hr_linear *p)
+{
+    hr_assert(p->n_low <= HR_LOW_RANK_TERMS_MAX && (p->n_low == 0 || p->low));
+    for (size_t i = 0; i < p->n_low; i++) {
+        const struct hr_low_rank *low = &p->low[i];
+
+        hr_assert(low->t && low->b && dtype_is_weight(low->b_dtype));
+        hr_assert(low->rank >= 1 && low->rank <= HR_LOW_RANK_MAX);
+    }
+}
+
 int hr_gpu_linear(struct hr_gpu *gpu, const struct hr_linear *p)
 {
     hr_assert(p->x && p->w && p->out && p->x != p->out);
@@ -165,6 +176,8 @@ int hr_gpu_linear(struct hr_gpu *gpu, const struct hr_linear *p)
     hr_assert(p->x_stride >= p->n_in && p->out_stride >= p->n_out);
     hr_assert(dtype_is_activation(p->x_dtype) && dtype_is_weight(p->w_dtype));
     hr_assert(dtype_is_activation(p->out_dtype));
+    hr_assert(!p->w_scale || p->w_scale_stride <= 1);
+    check_low_rank(p);
     hr_assert(p->epilogue <= HR_EPILOGUE_GATED_RESIDUAL);
     if (p->epilogue == HR_EPILOGUE_GATED_RESIDUAL)
         hr_assert(p->gate && p->out_dtype == HR_DTYPE_F32);

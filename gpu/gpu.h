@@ -15,10 +15,13 @@
  *          (gpu/device.h) and its private state. gpu_cpu.c is the CPU, kernels_ref.c the
  *          specification of each kernel in plain double-precision C.
  * Errors:  0 or -errno; arguments are asserted, the world (memory, a failed device) is returned.
+ *          Every operation may return -ECANCELED; what it was to write is then undefined.
  * Threads: one thread drives a device; the device may use many.
  */
 #ifndef HR_GPU_H
 #define HR_GPU_H
+
+#include <stdatomic.h>
 
 #include "common/common.h"
 
@@ -35,6 +38,9 @@ struct hr_gpu_params {
     enum hr_dtype act;    /* HR_DTYPE_BF16 or HR_DTYPE_F32                                        */
     unsigned n_threads;   /* 0: one for each CPU this process may use; at most 256                */
     uint64_t arena_bytes; /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
+    /* Once it is not 0, operations stop within milliseconds and return -ECANCELED; any thread may
+     * set it. Lives as long as the device. NULL: never. */
+    const atomic_int *cancelled;
 };
 
 /* @return 0; -ENODEV no such device, -ENOMEM, -EINVAL n_threads out of range, -EAGAIN the system
@@ -84,9 +90,21 @@ enum hr_epilogue {
     HR_EPILOGUE_GATED_RESIDUAL /* out += gate * y, out F32                      */
 };
 
-/* A band of a linear layer: y[t,n] = sum_k x[t,k] w[n,k] + bias[n], then the epilogue, into columns
- * 0..n_out-1 of out. K is never split over threads and the tiles follow from the shape alone, so
- * the bits of a result depend on neither the number of threads nor anything outside this struct. */
+enum { HR_LOW_RANK_TERMS_MAX = 8, HR_LOW_RANK_MAX = 4096 };
+
+/* A low-rank term of a linear layer's sums: y[t,n] += sum_r t[t,r] b[n,r], computed in f32 whatever
+ * the dtypes. With t = factor * x A^T this is what a LoRA (A, B) adds to the layer. */
+struct hr_low_rank {
+    const float *t;        /* [n_tokens, rank], dense                           */
+    const void *b;         /* [n_out, rank], dense, at any address              */
+    enum hr_dtype b_dtype; /* as w_dtype below; converted to F32 just in time   */
+    size_t rank;           /* 1..HR_LOW_RANK_MAX                                */
+};
+
+/* A band of a linear layer: y[t,n] = scale[n] sum_k x[t,k] w[n,k] + low-rank terms + bias[n], then
+ * the epilogue, into columns 0..n_out-1 of out. K is never split over threads and the tiles follow
+ * from the shape alone, so the bits of a result depend on neither the number of threads nor
+ * anything outside this struct. */
 struct hr_linear {
     const void *x;         /* [n_tokens, n_in], rows x_stride elements apart */
     enum hr_dtype x_dtype; /* F32 or BF16. F32: the product is computed in f32 whatever `act`;
@@ -95,7 +113,13 @@ struct hr_linear {
     const void *w;         /* [n_out, n_in], dense, at any address, as in the file */
     enum hr_dtype w_dtype; /* F32, F16, BF16, F8_E4M3, F8_E5M2; cast just in time to x_dtype,
                               rounding to nearest even where it narrows                      */
-    const float *bias;     /* [n_out] or NULL */
+    /* Of scaled weights: row n stands for w_scale[n * w_scale_stride] * w[n,:], applied to the sums
+     * in f32. w_scale_stride 0: one scale for all rows, 1: one for each. NULL: not scaled. */
+    const float *w_scale;
+    size_t w_scale_stride;
+    const struct hr_low_rank *low; /* [n_low], added in order after the scaling; NULL: none */
+    size_t n_low;                  /* 0..HR_LOW_RANK_TERMS_MAX                              */
+    const float *bias;             /* [n_out] or NULL                                       */
     size_t n_tokens, n_in, n_out;
     enum hr_epilogue epilogue;
     void *out; /* [n_tokens, n_out], rows out_stride elements apart; may not overlap x */

@@ -137,7 +137,7 @@ static int cpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
     choose_bf16(cpu, params->act);
     rc = take_memory(cpu, params->arena_bytes);
     if (rc == 0)
-        rc = hr_pool_open(&cpu->pool, n_threads);
+        rc = hr_pool_open(&cpu->pool, n_threads, params->cancelled);
     if (rc < 0)
         goto fail_close;
 
@@ -240,8 +240,8 @@ static int rows_run(struct hr_gpu *gpu, struct rows_job *job, size_t width)
 {
     job->cpu = (const struct hr_cpu *) gpu;
     job->rows_each = rows_per_task(job->n_rows, width);
-    hr_pool_run(job->cpu->pool, rows_task, job, (size_t) hr_div_ceil(job->n_rows, job->rows_each));
-    return 0;
+    return hr_pool_run(job->cpu->pool, rows_task, job,
+                       (size_t) hr_div_ceil(job->n_rows, job->rows_each));
 }
 
 static void layernorm_modulate_rows(const struct rows_job *job, size_t begin, size_t end)

@@ -9,12 +9,12 @@
  *
  * Accuracy against _ref, held by tests/gpu (|got - want| <= tol * max(1, |want|), and where the
  * output is bf16 one unit in the last place, 2^-7, more):
- *   linear                4e-7 (4 + sqrt(n_in)) where |x|, |w| <= 1: the growth of f32 sums
- *   layernorm_modulate    2e-6 while |mean| <= 10 standard deviations
- *   rmsnorm, qk_norm_rope 1e-6
- *   exp                   2e-7 relative; SiLU and GELU 3e-7 (1 + |z|), z the argument of exp
- *   attention             2e-6 max |q| max |k| with act F32, 2^-8 with act BF16, |v| <= 1
- *   conversions           exact, or rounded to nearest even
+ *   linear                3e-6 + 4e-8 n, n = n_in and the ranks of low-rank terms, where no factor
+ * or scale exceeds 1: n products of random sign, summed in f32 one after the other, have an rms
+ * error of 6e-9 n layernorm_modulate    2e-6 while |mean| <= 10 standard deviations rmsnorm,
+ * qk_norm_rope 1e-6 exp                   2e-7 relative; SiLU and GELU 3e-7 (1 + |z|), z the
+ * argument of exp attention             2e-6 max |q| max |k| with act F32, 2^-8 with act BF16, |v|
+ * <= 1 conversions           exact, or rounded to nearest even
  */
 #ifndef HR_GPU_KERNELS_H
 #define HR_GPU_KERNELS_H
@@ -60,6 +60,8 @@ struct hr_kernels {
     void (*to_bf16)(uint16_t *dst, const void *src, enum hr_dtype dtype, size_t n);
 
     void (*dot)(const struct hr_dot *p);
+    /* y[i] *= scale[i * stride], stride 0 or 1 */
+    void (*scale)(float *y, const float *scale, size_t stride, size_t n);
     /* Columns n_begin .. n_begin + n - 1 of row t of a linear layer whose sums are y[n]. */
     void (*epilogue)(const struct hr_linear *p, size_t t, size_t n_begin, size_t n, const float *y);
 

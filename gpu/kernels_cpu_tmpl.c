@@ -196,6 +196,16 @@ static void dot(const struct hr_dot *p)
         dot_kind(p, DOT_F32_F32);
 }
 
+static void scale(float *y, const float *by, size_t stride, size_t n)
+{
+    for (size_t i = 0; i < n; i += LANES) {
+        const size_t m = min_size(LANES, n - i);
+        const vf factor = stride > 0 ? load_f32(by + i, m) : splat(by[0]);
+
+        store_f32(y + i, m, load_f32(y + i, m) * factor);
+    }
+}
+
 /* ---- epilogues ---------------------------------------------------------------------- */
 
 HR_INLINE vf activate(vf y, enum hr_epilogue kind)
@@ -490,6 +500,7 @@ const struct hr_kernels HR_KERNELS_TABLE = {
     .to_f32 = to_f32,
     .to_bf16 = to_bf16,
     .dot = dot,
+    .scale = scale,
     .epilogue = epilogue,
     .layernorm_modulate = layernorm_modulate,
     .rmsnorm = rmsnorm,

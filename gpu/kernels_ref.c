@@ -131,6 +131,15 @@ static double activation(enum hr_epilogue epilogue, double y)
     }
 }
 
+static double low_rank(const struct hr_low_rank *low, size_t t, size_t n)
+{
+    double y = 0.0;
+
+    for (size_t r = 0; r < low->rank; r++)
+        y += (double) low->t[t * low->rank + r] * load(low->b, low->b_dtype, n * low->rank + r);
+    return y;
+}
+
 void hr_linear_ref(const struct hr_linear *p)
 {
     for (size_t t = 0; t < p->n_tokens; t++) {
@@ -141,6 +150,10 @@ void hr_linear_ref(const struct hr_linear *p)
             for (size_t k = 0; k < p->n_in; k++)
                 y += load(p->x, p->x_dtype, t * p->x_stride + k) *
                      cast(load(p->w, p->w_dtype, n * p->n_in + k), p->x_dtype);
+            if (p->w_scale)
+                y *= (double) p->w_scale[n * p->w_scale_stride];
+            for (size_t i = 0; i < p->n_low; i++)
+                y += low_rank(&p->low[i], t, n);
             if (p->bias)
                 y += (double) p->bias[n];
             y = activation(p->epilogue, y);

@@ -222,11 +222,11 @@ static void test_pool(void **state)
     for (unsigned n_threads = 1; n_threads <= 5; n_threads++) {
         struct hr_pool *pool = NULL;
 
-        assert_int_equal(hr_pool_open(&pool, n_threads), 0);
+        assert_int_equal(hr_pool_open(&pool, n_threads, NULL), 0);
         for (size_t n_tasks = 0; n_tasks < 300; n_tasks++) {
             memset(&counts, 0, sizeof(counts));
             counts.n_threads = n_threads;
-            hr_pool_run(pool, count_task, &counts, n_tasks);
+            assert_int_equal(hr_pool_run(pool, count_task, &counts, n_tasks), 0);
             assert_int_equal(counts.n_wrong, 0);
             for (size_t i = 0; i < HR_ARRAY_SIZE(counts.calls); i++)
                 assert_int_equal(counts.calls[i], i < n_tasks);
@@ -235,6 +235,106 @@ static void test_pool(void **state)
         assert_null(pool);
         hr_pool_close(&pool);
     }
+}
+
+/* Of 1000 tasks the one numbered `at` sets the flag. */
+struct stopping {
+    struct counts counts;
+    atomic_int cancelled;
+    size_t at;
+};
+
+static void stopping_task(void *ctx, size_t task_idx, unsigned thread_idx)
+{
+    struct stopping *stopping = ctx;
+
+    count_task(&stopping->counts, task_idx, thread_idx);
+    if (task_idx == stopping->at)
+        atomic_store(&stopping->cancelled, 1);
+}
+
+/* A cancelled job ends after what had begun, without gaps, and says so; one of which all tasks had
+ * begun is done. */
+static void test_pool_cancelled(void **state)
+{
+    static struct stopping stopping;
+
+    (void) state;
+    for (unsigned n_threads = 1; n_threads <= 4; n_threads++) {
+        struct hr_pool *pool = NULL;
+        size_t n_done = 0;
+
+        memset(&stopping, 0, sizeof(stopping));
+        stopping.counts.n_threads = n_threads;
+        stopping.at = 10;
+        assert_int_equal(hr_pool_open(&pool, n_threads, &stopping.cancelled), 0);
+        const int rc = hr_pool_run(pool, stopping_task, &stopping, 1000);
+        while (n_done < 1000 && stopping.counts.calls[n_done] == 1)
+            n_done++;
+        for (size_t i = n_done; i < 1000; i++)
+            assert_int_equal(stopping.counts.calls[i], 0);
+        assert_int_equal(rc, n_done < 1000 ? -ECANCELED : 0);
+        assert_true(n_threads > 1 || n_done == 11);
+        assert_int_equal(hr_pool_run(pool, stopping_task, &stopping, 1), -ECANCELED);
+        atomic_store(&stopping.cancelled, 0);
+        stopping.at = 4;
+        assert_int_equal(hr_pool_run(pool, stopping_task, &stopping, n_threads == 1 ? 5 : 0), 0);
+        hr_pool_close(&pool);
+    }
+}
+
+/* Every operation says that it was cancelled, and works again once the flag is taken back. */
+static void test_cancelled(void **state)
+{
+    enum { T = 9, D = HR_HEAD_DIM };
+    static float x[T * D], w[D * D], out[T * D], cos_sin[T * D];
+    atomic_int cancelled = 1;
+    const struct hr_gpu_params params = {
+        .device = "cpu", .act = HR_DTYPE_F32, .n_threads = 2, .cancelled = &cancelled};
+    struct hr_linear linear = {.x = x,
+                               .x_dtype = HR_DTYPE_F32,
+                               .x_stride = D,
+                               .w = w,
+                               .w_dtype = HR_DTYPE_F32,
+                               .n_tokens = T,
+                               .n_in = D,
+                               .n_out = D,
+                               .out = out,
+                               .out_dtype = HR_DTYPE_F32,
+                               .out_stride = D};
+    const struct hr_attention attention = {
+        .out = out, .q = x, .k = x, .v = x, .n_q = T, .n_k = T, .n_heads = 1};
+    const struct hr_layernorm_modulate norm = {.out = out,
+                                               .out_dtype = HR_DTYPE_F32,
+                                               .x = x,
+                                               .shift = w,
+                                               .scale = w,
+                                               .split = T,
+                                               .n_tokens = T,
+                                               .width = D};
+    const struct hr_qk_norm_rope rope = {
+        .out = out, .x = x, .gain = w, .cos_sin = cos_sin, .n_tokens = T, .n_heads = 1};
+    struct hr_gpu *gpu = NULL;
+
+    (void) state;
+    assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        const int want = i == 0 ? -ECANCELED : 0;
+
+        linear.n_tokens = T;
+        assert_int_equal(hr_gpu_linear(gpu, &linear), want);
+        linear.n_tokens = 1;
+        assert_int_equal(hr_gpu_linear(gpu, &linear), want);
+        assert_int_equal(hr_gpu_attention(gpu, &attention), want);
+        assert_int_equal(hr_gpu_layernorm_modulate(gpu, &norm), want);
+        assert_int_equal(hr_gpu_rmsnorm(gpu, out, x, w, T, D), want);
+        assert_int_equal(hr_gpu_qk_norm_rope(gpu, &rope), want);
+        assert_int_equal(hr_gpu_silu(gpu, out, x, T * D), want);
+        assert_int_equal(hr_gpu_to_f32(gpu, out, w, HR_DTYPE_BF16, T * D), want);
+        assert_int_equal(hr_gpu_upload(gpu, out, x, sizeof(x)), 0);
+        atomic_store(&cancelled, 0);
+    }
+    hr_gpu_close(&gpu);
 }
 
 /* ---- the reference ------------------------------------------------------------------ */
@@ -281,10 +381,11 @@ static void test_reference(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_open_errors), cmocka_unit_test(test_open_auto),
-        cmocka_unit_test(test_threads_max), cmocka_unit_test(test_arena),
-        cmocka_unit_test(test_weights),     cmocka_unit_test(test_pool),
-        cmocka_unit_test(test_reference),   cmocka_unit_test(test_scratch_bytes),
+        cmocka_unit_test(test_open_errors),    cmocka_unit_test(test_open_auto),
+        cmocka_unit_test(test_threads_max),    cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_weights),        cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_pool_cancelled), cmocka_unit_test(test_cancelled),
+        cmocka_unit_test(test_reference),      cmocka_unit_test(test_scratch_bytes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,7 +2,6 @@
 /* test_linear.c -- linear layers of every dtype pair, epilogue and instruction set against
  * hr_linear_ref, around the sizes of tiles, at odd addresses, and bit for bit on any number of
  * threads. */
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,11 +20,49 @@ static const enum hr_dtype w_dtypes[] = {HR_DTYPE_F32, HR_DTYPE_F16, HR_DTYPE_BF
 struct layer {
     struct hr_linear p;
     void *x, *w, *out, *want, *before;
-    float *bias, *gate;
+    float *bias, *gate, *scale;
+    struct hr_low_rank low[HR_LOW_RANK_TERMS_MAX];
     size_t out_bytes;
 };
 
-static void layer_init(struct layer *l, struct check_rng *rng, const struct hr_linear *shape)
+/* What a layer may have beside its weights: `extras` says which. */
+enum { EXTRA_SCALE = 1, EXTRA_SCALES = 2, EXTRA_LOW = 4, EXTRA_ALL = 7 };
+
+static void low_init(struct layer *l, struct check_rng *rng, size_t n_low)
+{
+    static const size_t ranks[] = {1, 3, 16, 64, 65, HR_TILE_K - 1, HR_TILE_K + 1, 2 * HR_TILE_K};
+    struct hr_linear *p = &l->p;
+
+    p->low = l->low;
+    p->n_low = n_low;
+    for (size_t i = 0; i < n_low; i++) {
+        const size_t rank = ranks[check_pick(rng, p->n_out < 100 ? 8 : 5)];
+        const enum hr_dtype dtype = w_dtypes[check_pick(rng, HR_ARRAY_SIZE(w_dtypes))];
+        float *t = check_alloc(p->n_tokens * rank * sizeof(float), sizeof(float));
+        void *b = check_alloc(p->n_out * rank * check_dtype_bytes(dtype), check_pick(rng, 64));
+
+        check_fill_f32(rng, t, p->n_tokens * rank, -1.0f, 1.0f);
+        check_fill(rng, b, dtype, p->n_out * rank);
+        l->low[i] = (struct hr_low_rank){.t = t, .b = b, .b_dtype = dtype, .rank = rank};
+    }
+}
+
+static void extras_init(struct layer *l, struct check_rng *rng, unsigned extras)
+{
+    const size_t n_scales = extras & EXTRA_SCALES ? l->p.n_out : 1;
+
+    l->scale = check_alloc(n_scales * sizeof(float), sizeof(float));
+    check_fill_f32(rng, l->scale, n_scales, 0.01f, 1.0f);
+    if (extras & (EXTRA_SCALE | EXTRA_SCALES)) {
+        l->p.w_scale = l->scale;
+        l->p.w_scale_stride = extras & EXTRA_SCALES ? 1 : 0;
+    }
+    if (extras & EXTRA_LOW)
+        low_init(l, rng, 1 + check_pick(rng, 3));
+}
+
+static void layer_init(struct layer *l, struct check_rng *rng, const struct hr_linear *shape,
+                       unsigned extras)
 {
     struct hr_linear *p = &l->p;
 
@@ -57,6 +94,7 @@ static void layer_init(struct layer *l, struct check_rng *rng, const struct hr_l
     p->w = l->w;
     p->bias = check_pick(rng, 4) ? l->bias : NULL;
     p->gate = l->gate;
+    extras_init(l, rng, extras);
     memcpy(l->want, l->before, l->out_bytes);
     p->out = l->want;
     hr_linear_ref(p);
@@ -72,6 +110,11 @@ static void layer_uninit(struct layer *l)
     check_free(l->before);
     check_free(l->bias);
     check_free(l->gate);
+    check_free(l->scale);
+    for (size_t i = 0; i < l->p.n_low; i++) {
+        check_free((void *) (uintptr_t) l->low[i].t);
+        check_free((void *) (uintptr_t) l->low[i].b);
+    }
 }
 
 static void layer_run(struct layer *l, struct hr_gpu *gpu)
@@ -95,11 +138,17 @@ static void check_gaps(const struct layer *l)
 static void check_layer(struct layer *l, struct hr_gpu *gpu, const struct check_device *device)
 {
     const struct hr_linear *p = &l->p;
-    char what[160];
+    size_t n_k = p->n_in;
+    char what[200];
 
-    snprintf(what, sizeof(what), "linear %zux%zux%zu x %s w %s out %s epilogue %d (%s, bf16 %d)",
-             p->n_tokens, p->n_in, p->n_out, hr_dtype_name(p->x_dtype), hr_dtype_name(p->w_dtype),
-             hr_dtype_name(p->out_dtype), p->epilogue, device->isa, device->bf16);
+    snprintf(
+        what, sizeof(what),
+        "linear %zux%zux%zu x %s w %s out %s epilogue %d, scaled %d, %zu low-rank (%s, bf16 %d)",
+        p->n_tokens, p->n_in, p->n_out, hr_dtype_name(p->x_dtype), hr_dtype_name(p->w_dtype),
+        hr_dtype_name(p->out_dtype), p->epilogue, p->w_scale != NULL, p->n_low, device->isa,
+        device->bf16);
+    for (size_t i = 0; i < p->n_low; i++)
+        n_k += p->low[i].rank;
     layer_run(l, gpu);
     check_close(what,
                 &(struct check_matrix){.got = l->out,
@@ -108,7 +157,7 @@ static void check_layer(struct layer *l, struct hr_gpu *gpu, const struct check_
                                        .n_rows = p->n_tokens,
                                        .width = p->n_out,
                                        .stride = p->out_stride},
-                4e-7 * (4.0 + sqrt((double) p->n_in)));
+                3e-6 + 4e-8 * (double) n_k);
     check_gaps(l);
 }
 
@@ -132,11 +181,12 @@ static void devices_close(struct devices *d)
         hr_gpu_close(&d->gpu[--d->n]);
 }
 
-static void check_shape(struct devices *d, struct check_rng *rng, const struct hr_linear *shape)
+static void check_shape(struct devices *d, struct check_rng *rng, const struct hr_linear *shape,
+                        unsigned extras)
 {
     struct layer l;
 
-    layer_init(&l, rng, shape);
+    layer_init(&l, rng, shape, extras);
     for (size_t i = 0; i < d->n; i++)
         check_layer(&l, d->gpu[i], &d->device[i]);
     layer_uninit(&l);
@@ -165,7 +215,8 @@ static void test_dtypes(void **state)
 
         if (shape.epilogue == HR_EPILOGUE_GATED_RESIDUAL)
             shape.out_dtype = HR_DTYPE_F32;
-        check_shape(&d, &rng, &shape);
+        check_shape(&d, &rng, &shape, 0);
+        check_shape(&d, &rng, &shape, 1 + (unsigned) check_pick(&rng, EXTRA_ALL));
     }
     devices_close(&d);
 }
@@ -201,7 +252,7 @@ static void test_tiles(void **state)
                                             .n_in = sizes[i][1],
                                             .n_out = sizes[i][2]};
 
-            check_shape(&d, &rng, &shape);
+            check_shape(&d, &rng, &shape, j == 0 ? EXTRA_LOW | EXTRA_SCALES : 0);
         }
     }
     devices_close(&d);
@@ -227,7 +278,7 @@ static void test_same_bits(void **state)
                                         .n_in = size[1],
                                         .n_out = size[2]};
 
-        layer_init(&l[i], &rng, &shape);
+        layer_init(&l[i], &rng, &shape, i % 3 ? EXTRA_LOW | EXTRA_SCALE : 0);
     }
     for (size_t n = 0; n < HR_ARRAY_SIZE(n_threads); n++) {
         struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_BF16, n_threads[n]);
@@ -250,7 +301,54 @@ static void test_same_bits(void **state)
         layer_uninit(&l[i]);
 }
 
-/* More different shapes than prepared products are kept. */
+/* A scale of 1 and a term of zeros change no bit, and as many terms as are allowed, of the largest
+ * rank, are added. */
+static void test_extras(void **state)
+{
+    struct check_rng rng = check_seed();
+    const struct check_device device = {hr_kernels_name(0), true};
+    struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_BF16, 2);
+    const float one = 1.0f;
+
+    (void) state;
+    for (size_t i = 0; i < 8; i++) {
+        const struct hr_linear shape = {.x_dtype = x_dtypes[i % 2],
+                                        .w_dtype = w_dtypes[i / 2],
+                                        .out_dtype = HR_DTYPE_F32,
+                                        .n_tokens = i % 3 ? 20 : 3,
+                                        .n_in = 70,
+                                        .n_out = 33};
+        struct layer l;
+
+        layer_init(&l, &rng, &shape, 0);
+        layer_run(&l, gpu);
+        memcpy(l.want, l.out, l.out_bytes);
+        low_init(&l, &rng, HR_LOW_RANK_TERMS_MAX);
+        for (size_t j = 0; j < l.p.n_low; j++)
+            memset((void *) (uintptr_t) l.low[j].t, 0, l.p.n_tokens * l.low[j].rank * 4);
+        l.p.w_scale = &one;
+        layer_run(&l, gpu);
+        assert_memory_equal(l.out, l.want, l.out_bytes);
+
+        void *b = (void *) (uintptr_t) l.low[0].b;
+        float *t = (float *) (uintptr_t) l.low[0].t;
+        check_free(b);
+        check_free(t);
+        b = check_alloc(l.p.n_out * HR_LOW_RANK_MAX * 2, 1);
+        t = check_alloc(l.p.n_tokens * HR_LOW_RANK_MAX * 4, 4);
+        check_fill(&rng, b, HR_DTYPE_BF16, l.p.n_out * HR_LOW_RANK_MAX);
+        check_fill_f32(&rng, t, l.p.n_tokens * HR_LOW_RANK_MAX, -1.0f, 1.0f);
+        l.low[0] = (struct hr_low_rank){t, b, HR_DTYPE_BF16, HR_LOW_RANK_MAX};
+        memcpy(l.want, l.before, l.out_bytes);
+        l.p.out = l.want;
+        hr_linear_ref(&l.p);
+        l.p.out = l.out;
+        check_layer(&l, gpu, &device);
+        layer_uninit(&l);
+    }
+    hr_gpu_close(&gpu);
+}
+
 /* A few tokens together: each has the bits that it has alone, whatever its company. */
 static void test_tokens_are_independent(void **state)
 {
@@ -269,7 +367,7 @@ static void test_tokens_are_independent(void **state)
             struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_BF16, 2);
             struct layer l;
 
-            layer_init(&l, &rng, &shape);
+            layer_init(&l, &rng, &shape, n % 2 ? EXTRA_SCALES : 0);
             layer_run(&l, gpu);
             memcpy(l.want, l.out, l.out_bytes);
             memcpy(l.out, l.before, l.out_bytes);
@@ -287,6 +385,7 @@ static void test_tokens_are_independent(void **state)
         }
 }
 
+/* More different shapes than prepared products are kept. */
 static void test_many_shapes(void **state)
 {
     struct check_rng rng = check_seed();
@@ -303,7 +402,7 @@ static void test_many_shapes(void **state)
                                         .n_out = 70};
         struct layer l;
 
-        layer_init(&l, &rng, &shape);
+        layer_init(&l, &rng, &shape, 0);
         check_layer(&l, gpu, &device);
         layer_uninit(&l);
     }
@@ -313,9 +412,9 @@ static void test_many_shapes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dtypes),      cmocka_unit_test(test_tiles),
-        cmocka_unit_test(test_same_bits),   cmocka_unit_test(test_tokens_are_independent),
-        cmocka_unit_test(test_many_shapes),
+        cmocka_unit_test(test_dtypes),    cmocka_unit_test(test_tiles),
+        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_tokens_are_independent),
+        cmocka_unit_test(test_extras),    cmocka_unit_test(test_many_shapes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

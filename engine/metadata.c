@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* metadata.c -- see metadata.h. Headers are read again: the checkpoint keeps none of the text. */
+#include "engine/metadata.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/checkpoint.h"
+#include "engine/files.h"
+
+static int parse(json_t **ret_root, const char *text, size_t bytes, const char *path,
+                 const char *name, struct hr_error *err)
+{
+    char printable[160], reason[JSON_ERROR_TEXT_LENGTH];
+    json_error_t error;
+    json_t *root;
+
+    hr_printable(name, printable, sizeof(printable));
+    if (bytes > HR_METADATA_BYTES_MAX)
+        return hr_error_set(err, -EBADMSG,
+                            "%s: %s holds %zu bytes of JSON; at most %d are expected", path,
+                            printable, bytes, HR_METADATA_BYTES_MAX);
+    root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
+    if (!root)
+        return hr_error_set(err, -EBADMSG, "%s: %s, line %d: %s", path, printable, error.line,
+                            hr_printable(error.text, reason, sizeof(reason)));
+    if (!json_is_object(root)) {
+        json_decref(root);
+        return hr_error_set(err, -EBADMSG, "%s: %s is no JSON object", path, printable);
+    }
+    *ret_root = root;
+    return 0;
+}
+
+/* The JSON of a shard's header, which has been checked when the checkpoint was opened. */
+static int read_header(char **ret_json, uint64_t *ret_bytes, const struct hr_checkpoint *checkpoint,
+                       uint32_t shard_idx, struct hr_error *err)
+{
+    const struct hr_shard *shard = hr_checkpoint_shard(checkpoint, shard_idx);
+    const int fd = hr_checkpoint_fd(checkpoint, shard_idx);
+    uint64_t bytes = 0;
+    uint8_t first[8];
+    char reason[128], *json = NULL;
+    int r = hr_file_read(fd, first, sizeof(first), 0);
+
+    if (r == 0)
+        r = hr_header_length(first, shard->size_bytes, shard->path, &bytes, err);
+    if (r == 0) {
+        json = malloc(bytes > 0 ? bytes : 1);
+        r = json ? hr_file_read(fd, json, bytes, sizeof(first)) : -ENOMEM;
+    }
+    if (r < 0) {
+        free(json);
+        return hr_error_set(err, r, "%s: cannot read its header: %s", shard->path,
+                            hr_strerror(r, reason, sizeof(reason)));
+    }
+    *ret_json = json;
+    *ret_bytes = bytes;
+    return 0;
+}
+
+int hr_metadata_read(json_t **ret_root, const struct hr_checkpoint *checkpoint, uint32_t shard_idx,
+                     const char *key, struct hr_error *err)
+{
+    const char *path = hr_checkpoint_shard(checkpoint, shard_idx)->path;
+    char *header = NULL, *text = NULL;
+    uint64_t bytes = 0;
+    int r = read_header(&header, &bytes, checkpoint, shard_idx, err);
+
+    if (r < 0)
+        return r;
+    r = hr_header_metadata(&text, header, (size_t) bytes, key, path, err);
+    free(header);
+    if (r <= 0)
+        return r;
+    r = parse(ret_root, text, strlen(text), path, key, err);
+    free(text);
+    return r < 0 ? r : 1;
+}
+
+int hr_metadata_read_tensor(json_t **ret_root, const struct hr_checkpoint *checkpoint,
+                            const struct hr_tensor *tensor, struct hr_error *err)
+{
+    const char *path = hr_checkpoint_shard(checkpoint, tensor->shard_idx)->path;
+    char name[160], *text;
+    int r;
+
+    hr_printable(tensor->name, name, sizeof(name));
+    if (tensor->dtype != HR_DTYPE_U8 || tensor->size_bytes > HR_METADATA_BYTES_MAX)
+        return hr_error_set(err, -EBADMSG, "%s: tensor %s is %s of %llu bytes; expected a short U8",
+                            path, name, hr_dtype_name(tensor->dtype),
+                            (unsigned long long) tensor->size_bytes);
+    text = malloc(tensor->size_bytes > 0 ? tensor->size_bytes : 1);
+    if (!text)
+        return hr_error_set(err, -ENOMEM, "%s: no memory for tensor %s", path, name);
+    r = hr_checkpoint_read(checkpoint, tensor, text, tensor->size_bytes, err);
+    if (r == 0)
+        r = parse(ret_root, text, tensor->size_bytes, path, tensor->name, err);
+    free(text);
+    return r;
+}
