@@ -51,8 +51,9 @@ void cli_catch_signals(void)
     for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
         struct sigaction old;
 
-        /* What was ignored stays so: nohup. */
-        if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+        /* Under nohup a hang-up stays ignored; a shell's "&" is no such wish. */
+        if (sigaction(signals[i], NULL, &old) == 0 &&
+            (signals[i] != SIGHUP || old.sa_handler != SIG_IGN))
             sigaction(signals[i], &sa, NULL);
     }
 }
