@@ -116,6 +116,10 @@ double cli_gbps(uint64_t bytes, uint64_t ns);
 /* Before any work: --output can be made, and is no part of the model or the inputs. */
 int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
                      struct hr_error *err);
+/* Memory for the results, each [n_targets, 16, h, w]; the caller frees what was taken, also after a
+ * failure. have_others: what else the caller took is there. */
+int cli_take_results(const struct cli_options *o, const struct hr_dit_inputs *inputs,
+                     float **values, bool have_others, struct hr_error *err);
 /* Write `name`, or for several inputs name.0, name.1 ..., each [n_targets, 16, h, w], to --output.
  */
 int cli_write_results(const struct cli_options *o, const char *name,

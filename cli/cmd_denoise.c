@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_denoise.c -- the whole loop: pictures' latents from noise and prompts. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,22 +66,8 @@ static struct hr_denoise_params denoise_params(struct loop *loop)
 
 static int take_results(struct loop *loop, struct hr_error *err)
 {
-    bool complete = true;
-
     loop->steps = calloc(steps_wanted(loop->o), sizeof(*loop->steps));
-    for (uint32_t i = 0; i < loop->o->inputs.n; i++) {
-        const struct hr_latent *image = &loop->inputs[i].images[0];
-
-        loop->latents[i] =
-            calloc((size_t) loop->inputs[i].n_targets * HR_LATENT_CHANNELS * image->h,
-                   image->w * sizeof(float));
-        complete = complete && loop->latents[i];
-    }
-    if (complete && loop->steps)
-        return 0;
-    err->code = -ENOMEM;
-    snprintf(err->message, sizeof(err->message), "no memory for the result");
-    return -ENOMEM;
+    return cli_take_results(loop->o, loop->inputs, loop->latents, loop->steps != NULL, err);
 }
 
 static int run(struct loop *loop, struct hr_error *err)

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_forward.c -- one forward pass, or several in a row, and what it took. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -115,22 +114,8 @@ static void interrupt_dit(void *dit)
 
 static int take_results(struct run *run, struct hr_error *err)
 {
-    bool complete = true;
-
-    for (uint32_t i = 0; i < run->o->inputs.n; i++) {
-        const struct hr_latent *image = &run->inputs[i].images[0];
-
-        run->velocities[i] =
-            calloc((size_t) run->inputs[i].n_targets * HR_LATENT_CHANNELS * image->h,
-                   image->w * sizeof(float));
-        complete = complete && run->velocities[i];
-    }
     run->wall_s = calloc(run->n_repeat, sizeof(*run->wall_s));
-    if (complete && run->wall_s)
-        return 0;
-    err->code = -ENOMEM;
-    snprintf(err->message, sizeof(err->message), "no memory for the result");
-    return -ENOMEM;
+    return cli_take_results(run->o, run->inputs, run->velocities, run->wall_s != NULL, err);
 }
 
 static int compute(struct run *run, struct hr_error *err)

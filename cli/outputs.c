@@ -65,6 +65,25 @@ int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *mo
     return check_folder(o->output, err);
 }
 
+int cli_take_results(const struct cli_options *o, const struct hr_dit_inputs *inputs,
+                     float **values, bool have_others, struct hr_error *err)
+{
+    bool complete = have_others;
+
+    for (uint32_t i = 0; i < o->inputs.n; i++) {
+        const struct hr_latent *image = &inputs[i].images[0];
+
+        values[i] = calloc((size_t) inputs[i].n_targets * HR_LATENT_CHANNELS * image->h,
+                           image->w * sizeof(float));
+        complete = complete && values[i];
+    }
+    if (complete)
+        return 0;
+    err->code = -ENOMEM;
+    snprintf(err->message, sizeof(err->message), "no memory for the result");
+    return -ENOMEM;
+}
+
 static bool is_layered(const struct hr_dit_inputs *inputs)
 {
     return inputs->n_targets > 1;

@@ -73,6 +73,12 @@ static inline uint64_t hr_max_u64(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+/* Whole bytes of one element; not for the dtypes of 4 and 6 bits. */
+static inline size_t hr_dtype_bytes(enum hr_dtype dtype)
+{
+    return hr_dtype_bits(dtype) / 8;
+}
+
 /* ---- this process ------------------------------------------------------------------- */
 
 struct hr_memory {

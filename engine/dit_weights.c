@@ -161,11 +161,6 @@ int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *
     return 0;
 }
 
-static size_t dtype_bytes(enum hr_dtype dtype)
-{
-    return hr_dtype_bits(dtype) / 8;
-}
-
 /* The products of one band: rows `done` to done + n_rows of the layer's output. */
 static int run_band(struct hr_feed *feed, const struct hr_linear *p, uint32_t n,
                     const struct hr_tensor *w, const void *data, uint64_t done, uint64_t n_rows,
@@ -180,7 +175,7 @@ static int run_band(struct hr_feed *feed, const struct hr_linear *p, uint32_t n,
         band.w_dtype = w->dtype;
         band.bias = feed->bias + done;
         band.n_out = (size_t) n_rows;
-        band.out = (char *) band.out + done * dtype_bytes(band.out_dtype);
+        band.out = (char *) band.out + done * hr_dtype_bytes(band.out_dtype);
         if (band.gate)
             band.gate += done;
         r = HR_FEED_RUN(feed, err, hr_gpu_linear(feed->gpu, &band));

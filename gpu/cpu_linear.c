@@ -17,19 +17,6 @@ enum { DOT_ROWS = 64, PRODUCTS_MAX = 1 + HR_LOW_RANK_TERMS_MAX };
 _Static_assert((int) HR_DOT_TOKENS_MAX >= (int) HR_TOKENS_INDEPENDENT_MAX,
                "each token of hr_kernels.dot has sums of its own");
 
-static size_t dtype_bytes(enum hr_dtype dtype)
-{
-    switch (dtype) {
-    case HR_DTYPE_F32:
-        return 4;
-    case HR_DTYPE_F16:
-    case HR_DTYPE_BF16:
-        return 2;
-    default:
-        return 1;
-    }
-}
-
 /* Pieces of K: the first is stored or added, the following are added; the last may be shorter. */
 enum { PIECE_FIRST, PIECE_MORE, PIECE_LAST, N_PIECES };
 
@@ -70,13 +57,13 @@ static struct product product_of(const struct hr_linear *p, size_t i)
 static const void *weight_at(const struct product *product, size_t row, size_t k)
 {
     return (const unsigned char *) product->w +
-           (row * product->n_k + k) * dtype_bytes(product->w_dtype);
+           (row * product->n_k + k) * hr_dtype_bytes(product->w_dtype);
 }
 
 static const void *x_at(const struct product *product, size_t t, size_t k)
 {
     return (const unsigned char *) product->x +
-           (t * product->x_stride + k) * dtype_bytes(product->x_dtype);
+           (t * product->x_stride + k) * hr_dtype_bytes(product->x_dtype);
 }
 
 /* n weights as the product wants them: f32, or bf16; with x in bf16 they are rounded to it even

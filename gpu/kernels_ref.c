@@ -12,19 +12,6 @@
 
 /* ---- dtypes ------------------------------------------------------------------------- */
 
-static size_t dtype_bytes(enum hr_dtype dtype)
-{
-    switch (dtype) {
-    case HR_DTYPE_F32:
-        return 4;
-    case HR_DTYPE_F16:
-    case HR_DTYPE_BF16:
-        return 2;
-    default:
-        return 1;
-    }
-}
-
 /* The value of a binary format: 1 sign bit, n_exp of exponent, n_man of mantissa. */
 static double decode(uint32_t bits, int n_exp, int n_man, bool has_inf)
 {
@@ -44,7 +31,7 @@ static double decode(uint32_t bits, int n_exp, int n_man, bool has_inf)
 
 static double load(const void *src, enum hr_dtype dtype, size_t i)
 {
-    const unsigned char *p = (const unsigned char *) src + i * dtype_bytes(dtype);
+    const unsigned char *p = (const unsigned char *) src + i * hr_dtype_bytes(dtype);
     uint16_t u16;
     float f32;
 
