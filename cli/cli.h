@@ -109,6 +109,8 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o);
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
 void cli_stats_text(const struct hr_dit_stats *stats);
 double cli_seconds(uint64_t ns);
+/* Waiting for the disk, as a share of the whole time, 0 to 1; the rest is computing. */
+double cli_disk_share(uint64_t stall_disk_ns, uint64_t wall_ns);
 double cli_gbps(uint64_t bytes, uint64_t ns);
 
 /* ---- outputs.c --------------------------------------------------------------------------- */
@@ -131,15 +133,24 @@ void cli_print_output(const struct cli_options *o, const char *name,
 
 /* ---- report.c --------------------------------------------------------------------------- */
 
-/* Progress on standard error, when it is a terminal and --quiet was not given. */
+/* Progress on standard error, one line, when it is a terminal and --quiet was not given. */
 bool cli_progress_wanted(const struct cli_options *o);
+struct cli_progress {
+    const char *what; /* what a forward is: "step", "forward"        */
+    uint32_t n;       /* of them, those before this run included     */
+};
+/* user: a struct cli_progress. */
 void cli_progress_block(void *user, const struct hr_dit_progress *progress);
-void cli_progress_step(const struct hr_denoise_step *step);
+/* Where standard error is no terminal, and with --quiet not: a line for a step every ten seconds at
+ * most, so that the log of a long run tells how far it is. */
+void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *step);
 void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total);
 void cli_progress_clear(void);
 
 /* "40.86 GB", "297 MB". */
 const char *cli_size(char buf[32], uint64_t bytes);
+/* "9.3 s", "12 min 05 s", "3 h 07 min". */
+const char *cli_duration(char buf[32], uint64_t ns);
 /* A text from a file or the command line without control characters, which become \xNN; cut off
  * with "..." where it does not fit. @return buf */
 const char *cli_printable(char *buf, size_t buf_bytes, const char *text);

@@ -14,6 +14,7 @@ struct loop {
     struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
     float *latents[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
     struct hr_denoise *denoise;
+    struct cli_progress progress;
     struct hr_denoise_step *steps; /* of this run */
     uint32_t n_steps;              /* of them     */
     struct hr_dit_stats stats;
@@ -29,8 +30,7 @@ static void on_step(void *user, const struct hr_denoise_step *step)
     struct loop *loop = user;
 
     loop->steps[loop->n_steps++] = *step;
-    if (cli_progress_wanted(loop->o))
-        cli_progress_step(step);
+    cli_note_step(loop->o, step);
 }
 
 static uint32_t steps_wanted(const struct cli_options *o)
@@ -60,7 +60,9 @@ static struct hr_denoise_params denoise_params(struct loop *loop)
         .step_user = loop,
     };
 
+    loop->progress = (struct cli_progress){.what = "step", .n = params.n_steps};
     params.dit.progress = cli_progress_wanted(o) ? cli_progress_block : NULL;
+    params.dit.progress_user = &loop->progress;
     return params;
 }
 
@@ -96,22 +98,55 @@ static int run(struct loop *loop, struct hr_error *err)
     return r;
 }
 
-static int print_json(const struct loop *loop)
+/* Sums over the steps of this run; the peak is the last one's. */
+static struct hr_denoise_step total_of(const struct loop *loop)
 {
-    json_t *steps = json_array();
-    json_t *obj = json_pack("{s:s, s:i, s:o}", "verb", "denoise", "n_steps",
-                            (int) steps_wanted(loop->o), "steps", steps);
+    struct hr_denoise_step total = {0};
 
-    cli_stats_json(obj, &loop->stats);
     for (uint32_t i = 0; i < loop->n_steps; i++) {
         const struct hr_denoise_step *s = &loop->steps[i];
 
-        json_array_append_new(
-            steps, json_pack("{s:i, s:f, s:I, s:f, s:f, s:f}", "step", (int) s->step_idx, "sigma",
-                             (double) s->sigma, "bytes_used", (json_int_t) s->bytes_read, "wall_s",
-                             cli_seconds(s->wall_ns), "stall_disk_s", cli_seconds(s->stall_disk_ns),
-                             "compute_s", cli_seconds(s->compute_ns)));
+        total.bytes_read += s->bytes_read;
+        total.wall_ns += s->wall_ns;
+        total.stall_disk_ns += s->stall_disk_ns;
+        total.stall_space_ns += s->stall_space_ns;
+        total.compute_ns += s->compute_ns;
+        total.peak_memory_bytes = s->peak_memory_bytes;
     }
+    return total;
+}
+
+/* What a step and the sum of all have in common. */
+static json_t *times_json(const struct hr_denoise_step *s)
+{
+    return json_pack(
+        "{s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "bytes_used", (json_int_t) s->bytes_read, "gbps",
+        cli_gbps(s->bytes_read, s->wall_ns), "wall_s", cli_seconds(s->wall_ns), "stall_disk_s",
+        cli_seconds(s->stall_disk_ns), "stall_space_s", cli_seconds(s->stall_space_ns), "compute_s",
+        cli_seconds(s->compute_ns), "bound_by_disk", cli_disk_share(s->stall_disk_ns, s->wall_ns));
+}
+
+static json_t *step_json(const struct hr_denoise_step *s)
+{
+    json_t *obj = times_json(s);
+
+    json_object_set_new(obj, "step", json_integer(s->step_idx));
+    json_object_set_new(obj, "sigma", json_real((double) s->sigma));
+    json_object_set_new(obj, "peak_memory_bytes", json_integer((json_int_t) s->peak_memory_bytes));
+    return obj;
+}
+
+static int print_json(const struct loop *loop)
+{
+    const struct hr_denoise_step total = total_of(loop);
+    json_t *steps = json_array();
+    json_t *obj =
+        json_pack("{s:s, s:i, s:o, s:o}", "verb", "denoise", "n_steps", (int) steps_wanted(loop->o),
+                  "steps", steps, "loop", times_json(&total));
+
+    cli_stats_json(obj, &loop->stats);
+    for (uint32_t i = 0; i < loop->n_steps; i++)
+        json_array_append_new(steps, step_json(&loop->steps[i]));
     if (loop->o->output)
         json_object_set_new(obj, "output", json_string(loop->o->output));
     return cli_print_json(obj);
@@ -129,13 +164,24 @@ static void print_text(const struct loop *loop)
     for (uint32_t i = 0; i < loop->n_steps; i++) {
         const struct hr_denoise_step *s = &loop->steps[i];
 
-        printf(
-            "step %3u  sigma %.4f  %s in %.2f s: waiting for the disk %.2f s, computing %.2f s\n",
-            s->step_idx, (double) s->sigma, cli_size(size, s->bytes_read), cli_seconds(s->wall_ns),
-            cli_seconds(s->stall_disk_ns), cli_seconds(s->compute_ns));
+        printf("step %3u  sigma %.4f  %s in %.2f s, %.2f GB/s: waiting for the disk %.2f s, "
+               "computing %.2f s; the disk waiting %.2f s\n",
+               s->step_idx, (double) s->sigma, cli_size(size, s->bytes_read),
+               cli_seconds(s->wall_ns), cli_gbps(s->bytes_read, s->wall_ns),
+               cli_seconds(s->stall_disk_ns), cli_seconds(s->compute_ns),
+               cli_seconds(s->stall_space_ns));
     }
-    if (loop->n_steps > 0)
+    if (loop->n_steps > 0) {
+        const struct hr_denoise_step total = total_of(loop);
+        const double disk = cli_disk_share(total.stall_disk_ns, total.wall_ns);
+
+        printf("time      %.2f s: waiting for the disk %.2f s, computing %.2f s; set-up %.3f s\n",
+               cli_seconds(total.wall_ns), cli_seconds(total.stall_disk_ns),
+               cli_seconds(total.compute_ns), cli_seconds(loop->stats.setup_ns));
+        printf("bound by  disk %.0f %%, compute %.0f %%; the disk waited for computing %.2f s\n",
+               100.0 * disk, 100.0 * (1.0 - disk), cli_seconds(total.stall_space_ns));
         cli_stats_text(&loop->stats);
+    }
     cli_print_output(loop->o, "latents", loop->inputs);
 }
 

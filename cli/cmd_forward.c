@@ -58,6 +58,11 @@ double cli_gbps(uint64_t bytes, uint64_t ns)
     return ns ? (double) bytes / (double) ns : 0.0;
 }
 
+double cli_disk_share(uint64_t stall_disk_ns, uint64_t wall_ns)
+{
+    return wall_ns ? (double) stall_disk_ns / (double) wall_ns : 0.0;
+}
+
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
 {
     json_t *members = json_pack(
@@ -102,6 +107,7 @@ struct run {
     struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
     float *velocities[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
     struct hr_dit *dit;
+    struct cli_progress progress;
     double *wall_s;    /* of each forward */
     uint64_t n_repeat; /* 1 and more      */
     struct hr_dit_stats stats;
@@ -124,7 +130,9 @@ static int compute(struct run *run, struct hr_error *err)
     int r;
 
     params.n_forwards = (uint32_t) run->n_repeat;
+    run->progress = (struct cli_progress){.what = "forward", .n = (uint32_t) run->n_repeat};
     params.progress = cli_progress_wanted(run->o) ? cli_progress_block : NULL;
+    params.progress_user = &run->progress;
     r = take_results(run, err);
     if (r == 0)
         r = hr_dit_open(&run->dit, run->model, &params, run->inputs, run->o->inputs.n, err);
@@ -156,9 +164,11 @@ static int print_json(const struct run *run)
 {
     const struct hr_dit_stats *s = &run->stats;
     json_t *forwards = json_array();
-    json_t *obj = json_pack("{s:s, s:f, s:f, s:f}", "verb", "forward", "wall_s",
+    json_t *obj = json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "verb", "forward", "wall_s",
                             cli_seconds(s->wall_ns), "stall_disk_s", cli_seconds(s->stall_disk_ns),
-                            "compute_s", cli_seconds(s->compute_ns));
+                            "stall_space_s", cli_seconds(s->stall_space_ns), "compute_s",
+                            cli_seconds(s->compute_ns), "bound_by_disk",
+                            cli_disk_share(s->stall_disk_ns, s->wall_ns));
 
     cli_stats_json(obj, s);
     for (uint64_t i = 0; i < run->n_repeat; i++)
@@ -175,6 +185,7 @@ static void print_text(const struct run *run)
 {
     const struct hr_dit_stats *s = &run->stats;
     const struct hr_latent *image = &run->inputs[0].images[0];
+    const double disk = cli_disk_share(s->stall_disk_ns, s->wall_ns);
     char a[32];
 
     printf("forward   %u blocks, %u x %u pixels, %u image%s, %u text tokens, %s, %s\n", s->n_blocks,
@@ -184,6 +195,8 @@ static void print_text(const struct run *run)
     printf("time      %.2f s: waiting for the disk %.2f s, computing %.2f s; set-up %.3f s\n",
            cli_seconds(s->wall_ns), cli_seconds(s->stall_disk_ns), cli_seconds(s->compute_ns),
            cli_seconds(s->setup_ns));
+    printf("bound by  disk %.0f %%, compute %.0f %%; the disk waited for computing %.2f s\n",
+           100.0 * disk, 100.0 * (1.0 - disk), cli_seconds(s->stall_space_ns));
     if (run->n_repeat > 1) {
         printf("forwards ");
         for (uint64_t i = 0; i < run->n_repeat; i++)

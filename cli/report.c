@@ -8,6 +8,8 @@
 
 #include "cli/cli.h"
 
+#define NOTE_NS UINT64_C(10000000000)
+
 static atomic_bool line_open; /* a progress line stands on the terminal */
 
 bool cli_progress_wanted(const struct cli_options *o)
@@ -22,34 +24,46 @@ void cli_progress_clear(void)
     line_open = false;
 }
 
-static void progress_line(const char *what, double seconds, uint64_t bytes, double share_done)
+void cli_progress_block(void *user, const struct hr_dit_progress *p)
 {
-    const double eta = share_done > 0.0 ? seconds / share_done - seconds : 0.0;
+    const struct cli_progress *progress = user;
+    const bool last = p->forward_idx + 1 == p->n_forwards && p->block_idx == p->n_blocks;
+    char elapsed[32], eta[32];
 
-    fprintf(stderr, "\r\033[K%s  %.2f GB/s  %.0f s, %.0f s to go", what,
-            seconds > 0.0 ? (double) bytes / seconds / 1e9 : 0.0, seconds, eta);
+    if (last) {
+        cli_progress_clear();
+        return;
+    }
+    fputs("\r\033[K", stderr);
+    if (progress->n > 1)
+        fprintf(stderr, "%s %u of %u, ", progress->what,
+                progress->n - p->n_forwards + p->forward_idx + 1, progress->n);
+    if (p->block_idx == 0)
+        fputs("modulation of all steps", stderr);
+    else
+        fprintf(stderr, "block %u of %u", p->block_idx, p->n_blocks);
+    fprintf(stderr, "  %.2f GB/s  %s, about %s to go",
+            cli_gbps(p->run_bytes_used, p->run_elapsed_ns),
+            cli_duration(elapsed, p->run_elapsed_ns), cli_duration(eta, p->eta_ns));
     fflush(stderr);
     line_open = true;
 }
 
-void cli_progress_block(void *user, const struct hr_dit_progress *p)
+void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *step)
 {
-    char what[48];
+    static uint64_t since_ns; /* the last line */
+    char size[32], wall[32], eta[32];
 
-    (void) user;
-    snprintf(what, sizeof(what), "block %u of %u", p->block_idx, p->n_blocks);
-    progress_line(what, (double) p->elapsed_ns / 1e9, p->bytes_read,
-                  (double) p->block_idx / p->n_blocks);
-    if (p->block_idx == p->n_blocks)
-        cli_progress_clear();
-}
-
-void cli_progress_step(const struct hr_denoise_step *step)
-{
-    cli_progress_clear();
-    fprintf(stderr, "step %u of %u  %.1f s, about %.0f s to go\n", step->step_idx, step->n_steps,
-            (double) step->wall_ns / 1e9,
-            (double) step->wall_ns / 1e9 * (step->n_steps - step->step_idx));
+    since_ns += step->wall_ns;
+    if (o->quiet || isatty(STDERR_FILENO) || since_ns < NOTE_NS || step->step_idx == step->n_steps)
+        return;
+    since_ns = 0;
+    fprintf(stderr,
+            "headrace: step %u of %u: %s in %s, waiting for the disk %.0f %%, about %s to go\n",
+            step->step_idx, step->n_steps, cli_size(size, step->bytes_read),
+            cli_duration(wall, step->wall_ns),
+            100.0 * cli_disk_share(step->stall_disk_ns, step->wall_ns),
+            cli_duration(eta, step->eta_ns));
 }
 
 void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total)
@@ -97,6 +111,21 @@ const char *cli_size(char buf[32], uint64_t bytes)
             return buf;
         }
     snprintf(buf, 32, "%llu bytes", (unsigned long long) bytes);
+    return buf;
+}
+
+const char *cli_duration(char buf[32], uint64_t ns)
+{
+    const unsigned long long seconds = (ns + 500000000) / 1000000000;
+
+    if (ns < 9950000000)
+        snprintf(buf, 32, "%.1f s", (double) ns / 1e9);
+    else if (seconds < 120)
+        snprintf(buf, 32, "%llu s", seconds);
+    else if (seconds < 7200)
+        snprintf(buf, 32, "%llu min %02llu s", seconds / 60, seconds % 60);
+    else
+        snprintf(buf, 32, "%llu h %02llu min", seconds / 3600, seconds / 60 % 60);
     return buf;
 }
 

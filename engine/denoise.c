@@ -379,7 +379,10 @@ static void report(const struct hr_denoise *d)
                                             .bytes_read = stats.bytes_used,
                                             .wall_ns = stats.wall_ns,
                                             .stall_disk_ns = stats.stall_disk_ns,
+                                            .stall_space_ns = stats.stall_space_ns,
                                             .compute_ns = stats.compute_ns,
+                                            .eta_ns = stats.eta_ns,
+                                            .peak_memory_bytes = stats.peak_memory_bytes,
                                         });
 }
 

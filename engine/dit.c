@@ -328,6 +328,25 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
     return hr_stream_open(&dit->stream, dit->checkpoint, &stream_params, err);
 }
 
+/* Bytes of weights that the passes will use, as the plans below say. */
+static void plan_meter(struct hr_dit *dit)
+{
+    const struct hr_dit_model *model = &dit->model;
+    struct hr_meter *meter = &dit->meter;
+
+    *meter = (struct hr_meter){.n_forwards = dit->n_forwards, .n_blocks = model->n_layers};
+    for (uint32_t i = 0; i < model->n_plan; i++) {
+        const uint64_t bytes = model->plan[i]->size_bytes;
+
+        if (i < model->n_once)
+            meter->up_front_bytes += bytes;
+        else
+            meter->first_bytes += bytes;
+        if (i >= model->n_once && !hr_resident_find(&dit->resident, model->plan[i]))
+            meter->later_bytes += bytes;
+    }
+}
+
 /* The plan of the first pass, then, when weights stay, that of the others, which is shorter. */
 static int start(struct hr_dit *dit, struct hr_error *err)
 {
@@ -343,6 +362,7 @@ static int start(struct hr_dit *dit, struct hr_error *err)
         names[n] = model->plan[n]->name;
         n++;
     }
+    plan_meter(dit);
     if (resident) {
         for (uint32_t i = model->n_once; i < model->n_plan; i++)
             if (!hr_resident_find(&dit->resident, model->plan[i]))

@@ -9,6 +9,7 @@
  *   dit_mods.c     where the vectors of all steps are kept
  *   dit_block.c    one transformer block
  *   dit_forward.c  embeddings, the loop over the blocks, the head
+ *   dit_meter.c    how far a run is
  *   dit.c          open, close, budget, statistics
  *
  * Notation: D width, NH heads of 128, J joint_attention_dim, S_i image tokens (targets, then
@@ -22,6 +23,7 @@
 #include <stdatomic.h>
 
 #include "common/common.h"
+#include "engine/dit_meter.h"
 #include "engine/dit_mods.h"
 #include "engine/dit_resident.h"
 #include "formats/formats.h"
@@ -215,6 +217,7 @@ struct hr_dit {
     struct hr_resident_set resident;
     uint32_t n_forwards, n_done;
     atomic_int cancelled;
+    struct hr_meter meter;
     hr_dit_progress_fn *progress;
     void *progress_user;
     hr_dit_tap_fn *tap;
@@ -238,6 +241,10 @@ void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_
 
 /* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
 uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu);
+
+/* Blocks finished in the present forward, for the caller's progress line. */
+void hr_dit_report_progress(struct hr_dit *dit, uint32_t block_idx);
+struct hr_meter_now hr_dit_meter_now(const struct hr_dit *dit, uint32_t block_idx);
 
 /* Put n floats on the device. */
 int hr_dit_upload(struct hr_dit *dit, float *dst, const float *src, size_t n, struct hr_error *err);

@@ -133,9 +133,16 @@ static int fill_store(struct hr_dit *dit, struct hr_error *err)
         if (r == 0)
             r = store_layer(dit, &w->txt.mod, at + n_cond(dit) * 6 * D, false, err);
         at += block_floats(dit);
+        if (r == 0)
+            hr_dit_report_progress(dit, 0);
     }
     if (r == 0)
         r = store_layer(dit, &dit->model.norm_out, at, false, err);
+    if (r == 0) {
+        const struct hr_meter_now now = hr_dit_meter_now(dit, 0);
+
+        hr_meter_up_front_done(&dit->meter, &now);
+    }
     return r;
 }
 

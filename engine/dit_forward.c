@@ -141,8 +141,38 @@ static int embed_text(struct hr_dit *dit, const struct hr_dit_inputs *in, struct
     return r;
 }
 
-static int run_blocks(struct hr_dit *dit, uint64_t forward_begin_ns, uint64_t bytes_before,
-                      struct hr_error *err)
+struct hr_meter_now hr_dit_meter_now(const struct hr_dit *dit, uint32_t block_idx)
+{
+    return (struct hr_meter_now){
+        .now_ns = hr_now_ns(),
+        .bytes_used = dit->feed.bytes_used,
+        .compute_ns = dit->feed.compute_ns,
+        .block_idx = block_idx,
+    };
+}
+
+void hr_dit_report_progress(struct hr_dit *dit, uint32_t block_idx)
+{
+    const struct hr_meter *meter = &dit->meter;
+    const struct hr_meter_now now = hr_dit_meter_now(dit, block_idx);
+
+    if (!dit->progress)
+        return;
+    dit->progress(dit->progress_user, &(struct hr_dit_progress){
+                                          .block_idx = block_idx,
+                                          .n_blocks = dit->model.n_layers,
+                                          .bytes_read = now.bytes_used - meter->bytes_before,
+                                          .elapsed_ns = now.now_ns - meter->begin_ns,
+                                          .forward_idx = dit->n_done,
+                                          .n_forwards = dit->n_forwards,
+                                          .run_bytes_used = now.bytes_used,
+                                          .run_bytes_total = hr_meter_run_bytes(meter),
+                                          .run_elapsed_ns = now.now_ns - meter->run_begin_ns,
+                                          .eta_ns = hr_meter_eta_ns(meter, &now),
+                                      });
+}
+
+static int run_blocks(struct hr_dit *dit, struct hr_error *err)
 {
     for (uint32_t i = 0; i < dit->model.n_layers; i++) {
         const uint64_t begin_ns = hr_now_ns();
@@ -151,22 +181,12 @@ static int run_blocks(struct hr_dit *dit, uint64_t forward_begin_ns, uint64_t by
 
         if (r < 0)
             return r;
-        const uint64_t now_ns = hr_now_ns();
-
         dit->block_stats[i] = (struct hr_dit_block_stats){
             .bytes = dit->feed.bytes_used - bytes,
-            .wall_ns = now_ns - begin_ns,
+            .wall_ns = hr_now_ns() - begin_ns,
             .stall_disk_ns = dit->feed.stall_ns - stall_ns,
         };
-        if (dit->progress) {
-            const struct hr_dit_progress progress = {
-                .block_idx = i + 1,
-                .n_blocks = dit->model.n_layers,
-                .bytes_read = dit->feed.bytes_used - bytes_before,
-                .elapsed_ns = now_ns - forward_begin_ns,
-            };
-            dit->progress(dit->progress_user, &progress);
-        }
+        hr_dit_report_progress(dit, i + 1);
     }
     return 0;
 }
@@ -273,28 +293,43 @@ static int check_inputs(const struct hr_dit *dit, const struct hr_dit_inputs *in
     return 0;
 }
 
+static uint64_t stall_space_ns(const struct hr_dit *dit)
+{
+    struct hr_stream_stats stats;
+
+    hr_stream_get_stats(dit->stream, &stats);
+    return stats.stall_space_ns;
+}
+
 static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *const *velocities,
                struct hr_error *err)
 {
-    const uint64_t begin_ns = hr_now_ns();
-    const uint64_t compute_ns = dit->feed.compute_ns, stall_ns = dit->feed.stall_ns;
-    const uint64_t bytes_used = dit->feed.bytes_used;
-    int r = hr_dit_cond_begin(dit, inputs[0].timestep, err);
+    const struct hr_meter_now begin = hr_dit_meter_now(dit, 0);
+    const uint64_t stall_ns = dit->feed.stall_ns, space_ns = stall_space_ns(dit);
+    int r;
 
+    hr_meter_begin(&dit->meter, &begin);
+    r = hr_dit_cond_begin(dit, inputs[0].timestep, err);
     if (r == 0)
         r = embed_image(dit, inputs, err);
     if (r == 0)
         r = embed_text(dit, inputs, err);
     if (r == 0)
-        r = run_blocks(dit, begin_ns, bytes_used, err);
+        r = run_blocks(dit, err);
     if (r == 0)
         r = head(dit, velocities, err);
     hr_feed_flush(&dit->feed);
 
-    dit->stats.wall_ns = hr_now_ns() - begin_ns;
-    dit->stats.compute_ns = dit->feed.compute_ns - compute_ns;
+    const struct hr_meter_now end = hr_dit_meter_now(dit, 0);
+
+    if (r == 0)
+        hr_meter_end(&dit->meter, &end);
+    dit->stats.wall_ns = end.now_ns - begin.now_ns;
+    dit->stats.compute_ns = end.compute_ns - begin.compute_ns;
     dit->stats.stall_disk_ns = dit->feed.stall_ns - stall_ns;
-    dit->stats.bytes_used = dit->feed.bytes_used - bytes_used;
+    dit->stats.stall_space_ns = stall_space_ns(dit) - space_ns;
+    dit->stats.bytes_used = end.bytes_used - begin.bytes_used;
+    dit->stats.eta_ns = hr_meter_eta_ns(&dit->meter, &end);
     return r;
 }
 

@@ -275,10 +275,14 @@ struct hr_dit_inputs {
 };
 
 struct hr_dit_progress {
-    uint32_t block_idx; /* blocks finished */
+    uint32_t block_idx; /* of this forward, finished; 0 while the modulation of all is computed */
     uint32_t n_blocks;
-    uint64_t bytes_read;
-    uint64_t elapsed_ns;
+    uint64_t bytes_read; /* of this forward */
+    uint64_t elapsed_ns; /* of this forward */
+    uint32_t forward_idx, n_forwards;
+    uint64_t run_bytes_used, run_bytes_total; /* of all n_forwards                       */
+    uint64_t run_elapsed_ns;
+    uint64_t eta_ns; /* until the last forward is done; from bytes and computing so far  */
 };
 typedef void hr_dit_progress_fn(void *user, const struct hr_dit_progress *progress);
 
@@ -303,7 +307,7 @@ struct hr_dit_params {
      * read once instead of in each forward. Same bits either way. */
     const float *timesteps;
     const char *spill_dir; /* for modulation vectors beyond a tenth of ram_bytes; NULL: TMPDIR */
-    hr_dit_progress_fn *progress; /* after each block, on the caller's thread                */
+    hr_dit_progress_fn *progress; /* after each block, also up front; on the caller's thread */
     void *progress_user;
 };
 
@@ -319,6 +323,8 @@ struct hr_dit_stats {
     uint64_t wall_ns;           /* of the last forward                                     */
     uint64_t compute_ns;        /* of it in the device's operations                        */
     uint64_t stall_disk_ns;     /* of it waiting for weights                               */
+    uint64_t stall_space_ns;    /* of it the disk waiting for ring space, for computing    */
+    uint64_t eta_ns;            /* what the forwards that are left will take, estimated    */
     uint64_t bytes_used;        /* weights used in the last forward                        */
     uint64_t setup_ns;          /* hr_dit_open() up to the first read                      */
     uint64_t resident_bytes;    /* weights kept in memory from the first pass on          */
@@ -390,11 +396,14 @@ struct hr_picture {
 struct hr_denoise_step {
     uint32_t step_idx; /* steps done, of this run and those it resumes */
     uint32_t n_steps;
-    float sigma;            /* at which the step began           */
-    uint64_t bytes_read;    /* weights used                      */
-    uint64_t wall_ns;       /* of the step                       */
-    uint64_t stall_disk_ns; /* of it waiting for weights         */
-    uint64_t compute_ns;    /* of it in the device's operations  */
+    float sigma;                /* at which the step began           */
+    uint64_t bytes_read;        /* weights used                      */
+    uint64_t wall_ns;           /* of the step                       */
+    uint64_t stall_disk_ns;     /* of it waiting for weights         */
+    uint64_t stall_space_ns;    /* of it the disk waiting for ring space, for computing */
+    uint64_t compute_ns;        /* of it in the device's operations  */
+    uint64_t eta_ns;            /* what the steps that are left will take, estimated     */
+    uint64_t peak_memory_bytes; /* of the process so far         */
 };
 typedef void hr_denoise_step_fn(void *user, const struct hr_denoise_step *step);
 

@@ -56,6 +56,51 @@ class Denoise(ModelCase):
             self.assertLess(step, 0.72 * whole)
         self.assertEqual(stats["bytes_used"], first + sum(later))
 
+    def test_statistics(self):
+        stats = json.loads(self.denoise("--json", "--quiet").out)
+        for s in [*stats["steps"], stats["loop"]]:
+            self.assertLessEqual(s["stall_disk_s"] + s["compute_s"], s["wall_s"] * 1.001)
+            self.assertGreaterEqual(s["stall_space_s"], 0)
+            self.assertAlmostEqual(s["bound_by_disk"], s["stall_disk_s"] / s["wall_s"], 6)
+            self.assertAlmostEqual(s["gbps"], s["bytes_used"] / s["wall_s"] / 1e9, 6)
+        self.assertEqual(stats["loop"]["bytes_used"], stats["bytes_used"])
+        self.assertAlmostEqual(stats["loop"]["wall_s"], sum(s["wall_s"] for s in stats["steps"]), 6)
+        self.assertLessEqual(stats["steps"][-1]["peak_memory_bytes"], stats["peak_memory_bytes"])
+        result = self.denoise()
+        self.assertRegex(result.out, r"step +3 .*GB/s.*waiting for the disk")
+        self.assertRegex(result.out, r"bound by +disk \d+ %, compute \d+ %")
+
+    def terminal(self, *args):
+        """What a run writes to a terminal."""
+        master, slave = os.openpty()
+        process = subprocess.Popen([HEADRACE, *map(str, args)], stdout=subprocess.DEVNULL, stderr=slave,
+                                   env=environment())
+        os.close(slave)
+        text = b""
+        while True:
+            try:
+                piece = os.read(master, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            text += piece
+        os.close(master)
+        self.assertEqual(process.wait(), 0)
+        return text.decode()
+
+    def test_progress(self):
+        """One line on a terminal, of the whole loop; none elsewhere, nor with --quiet."""
+        run = ["denoise", self.model, "--inputs", self.guided, "--steps", 3]
+        text = self.terminal(*run)
+        self.assertIn("modulation of all steps", text)
+        self.assertRegex(text, r"step 2 of 3, block 1 of 4 .* GB/s .* to go")
+        lines = [line for line in text.split("\n") if "\r\x1b[K" not in line]
+        self.assertTrue(all("headrace: " in line for line in lines if line.strip()), lines)
+        self.assertTrue(text.endswith("\r\x1b[K"), text[-80:])
+        self.assertEqual(self.terminal(*run, "--quiet"), "")
+        self.assertNotIn("to go", self.denoise().err)
+
     def test_settings_do_not_change_bits(self):
         self.assertEqual(self.denoise("--quiet").code, 0)
         want = self.bytes_of()
@@ -135,6 +180,9 @@ class Denoise(ModelCase):
             left = [n for n in os.listdir(folder) if n.startswith("step-")]
             self.assertIn("step-12.safetensors", left)
             os.remove(self.path("killed"))
+            for name in os.listdir(self.folder):  # of a process killed while it wrote the output
+                if name.startswith(".killed.tmp-"):
+                    os.remove(self.path(name))
 
     def test_finished_run_writes_again(self):
         folder = self.path("finished")
