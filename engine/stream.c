@@ -19,19 +19,23 @@ struct planned {
     struct hr_band band;
 };
 
+struct stream_plan {
+    struct planned *units; /* n_units of a pass                        */
+    uint32_t n_units;
+    uint32_t n_units_once; /* the leading ones, of the first pass only */
+    uint32_t *range_unit;  /* the unit of each range                   */
+    struct hr_read_range *ranges;
+    uint32_t n_ranges;
+    uint32_t n_passes; /* 0: without end                           */
+    uint32_t unit_idx; /* next in this pass                        */
+    uint32_t pass_idx;
+};
+
 struct hr_stream {
     const struct hr_checkpoint *checkpoint;
     struct hr_read_file *files;
     struct hr_reader *reader;
-    struct planned *units; /* n_units of a pass                          */
-    uint32_t n_units;
-    uint32_t n_units_once; /* the leading ones, of the first pass only   */
-    uint32_t *range_unit;  /* the unit of each range                      */
-    struct hr_read_range *ranges;
-    uint32_t n_ranges;
-    uint32_t n_passes; /* 0: without end                                 */
-    uint32_t unit_idx; /* next in this pass                              */
-    uint32_t pass_idx;
+    struct stream_plan plan;
     uint64_t units_out, bytes_out;
 };
 
@@ -44,11 +48,11 @@ static void describe_range(void *user, uint32_t range_idx, char *buf, size_t buf
     const struct planned *unit;
     char name[256];
 
-    if (!stream->range_unit || range_idx >= stream->n_ranges) {
+    if (!stream->plan.range_unit || range_idx >= stream->plan.n_ranges) {
         buf[0] = '\0';
         return;
     }
-    unit = &stream->units[stream->range_unit[range_idx]];
+    unit = &stream->plan.units[stream->plan.range_unit[range_idx]];
     hr_printable(unit->tensor->name, name, sizeof(name));
     snprintf(buf, buf_bytes, "tensor %s, rows %llu to %llu", name,
              (unsigned long long) unit->band.row_begin,
@@ -120,7 +124,7 @@ static int find_tensors(const struct hr_checkpoint *checkpoint, const char *cons
 }
 
 /* Fill in units and ranges, for which there is room. */
-static void lay_out(struct hr_stream *stream, const struct hr_tensor *const *tensors, uint32_t n)
+static void lay_out(struct stream_plan *plan, const struct hr_tensor *const *tensors, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         const struct hr_cut cut = hr_cut_tensor(tensors[i]);
@@ -129,14 +133,14 @@ static void lay_out(struct hr_stream *stream, const struct hr_tensor *const *ten
             const struct hr_band band = hr_cut_band(&cut, b);
 
             if (band.size_bytes > 0) {
-                stream->range_unit[stream->n_ranges] = stream->n_units;
-                stream->ranges[stream->n_ranges++] = (struct hr_read_range){
+                plan->range_unit[plan->n_ranges] = plan->n_units;
+                plan->ranges[plan->n_ranges++] = (struct hr_read_range){
                     .file_idx = tensors[i]->shard_idx,
                     .offset_bytes = tensors[i]->offset_bytes + band.begin_bytes,
                     .size_bytes = band.size_bytes,
                 };
             }
-            stream->units[stream->n_units++] = (struct planned){tensors[i], band};
+            plan->units[plan->n_units++] = (struct planned){tensors[i], band};
         }
     }
 }
@@ -160,14 +164,37 @@ uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32
     return ring_bytes;
 }
 
+static void free_plan(struct stream_plan *plan)
+{
+    free(plan->ranges);
+    free(plan->range_unit);
+    free(plan->units);
+    *plan = (struct stream_plan){0};
+}
+
+/* Start reading what stream->plan says. */
+static int start(struct hr_stream *stream, uint32_t n_ranges_once, struct hr_error *err)
+{
+    const struct stream_plan *plan = &stream->plan;
+
+    if (plan->n_ranges > n_ranges_once)
+        return hr_reader_start(stream->reader, plan->ranges, plan->n_ranges, n_ranges_once,
+                               plan->n_passes, err);
+    if (n_ranges_once > 0) /* what is left for each pass is empty tensors */
+        return hr_reader_start(stream->reader, plan->ranges, n_ranges_once, 0, 1, err);
+    return 0;
+}
+
 int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t n, uint32_t n_once,
                    uint32_t n_passes, struct hr_error *err)
 {
+    struct stream_plan plan = {.n_passes = n_passes}, previous = stream->plan;
     uint64_t n_units;
     int r;
 
-    if (stream->units)
-        return hr_error_set(err, -EINVAL, "this stream has a plan already");
+    if (!hr_reader_at_rest(stream->reader))
+        return hr_error_set(
+            err, -EBUSY, "this stream has a plan already, of which not all is used and released");
     if (n <= n_once)
         return hr_error_set(err, -EINVAL, "a plan needs at least one tensor for each pass");
     const struct hr_tensor **tensors = calloc(n, sizeof(struct hr_tensor *));
@@ -177,27 +204,27 @@ int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t 
     r = find_tensors(stream->checkpoint, names, n, tensors, &n_units, err);
     if (r < 0)
         goto done;
-    stream->units = calloc(n_units, sizeof(*stream->units));
-    stream->range_unit = calloc(n_units, sizeof(*stream->range_unit));
-    stream->ranges = calloc(n_units, sizeof(*stream->ranges));
-    if (n_units > UINT32_MAX || !stream->units || !stream->range_unit || !stream->ranges) {
+    plan.units = calloc(n_units, sizeof(*plan.units));
+    plan.range_unit = calloc(n_units, sizeof(*plan.range_unit));
+    plan.ranges = calloc(n_units, sizeof(*plan.ranges));
+    if (n_units > UINT32_MAX || !plan.units || !plan.range_unit || !plan.ranges) {
         r = hr_error_set(err, -ENOMEM, "no memory for a plan of %llu units",
                          (unsigned long long) n_units);
         goto done;
     }
-    stream->n_passes = n_passes;
-    lay_out(stream, tensors, n_once);
-    stream->n_units_once = stream->n_units;
-    const uint32_t n_ranges_once = stream->n_ranges;
+    lay_out(&plan, tensors, n_once);
+    plan.n_units_once = plan.n_units;
+    const uint32_t n_ranges_once = plan.n_ranges;
 
-    lay_out(stream, tensors + n_once, n - n_once);
-    if (stream->n_ranges > n_ranges_once) {
-        r = hr_reader_start(stream->reader, stream->ranges, stream->n_ranges, n_ranges_once,
-                            n_passes, err);
-    } else if (n_ranges_once > 0) { /* what is left for each pass is empty tensors */
-        r = hr_reader_start(stream->reader, stream->ranges, n_ranges_once, 0, 1, err);
-    }
+    lay_out(&plan, tensors + n_once, n - n_once);
+    stream->plan = plan; /* the reader asks describe_range() as soon as it starts */
+    r = start(stream, n_ranges_once, err);
+    if (r < 0)
+        stream->plan = previous;
+    else
+        plan = previous;
 done:
+    free_plan(&plan);
     free(tensors);
     return r;
 }
@@ -206,16 +233,18 @@ int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr
 {
     struct hr_slice slice = {.data = "", .ticket = TICKET_EMPTY};
 
-    if (!stream->units)
+    struct stream_plan *plan = &stream->plan;
+
+    if (!plan->units)
         return hr_error_set(err, -EINVAL, "this stream has no plan yet");
-    if (stream->unit_idx == stream->n_units) {
-        stream->unit_idx = stream->n_units_once;
-        stream->pass_idx++;
+    if (plan->unit_idx == plan->n_units) {
+        plan->unit_idx = plan->n_units_once;
+        plan->pass_idx++;
     }
-    if (stream->n_passes && stream->pass_idx >= stream->n_passes)
+    if (plan->n_passes && plan->pass_idx >= plan->n_passes)
         return 0;
 
-    const struct planned *unit = &stream->units[stream->unit_idx];
+    const struct planned *unit = &plan->units[plan->unit_idx];
 
     if (unit->band.size_bytes > 0) {
         const int r = hr_reader_next(stream->reader, &slice, err);
@@ -223,9 +252,9 @@ int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr
         if (r < 0)
             return r;
         hr_assert(r == 1);
-        hr_assert(stream->range_unit[slice.range_idx] == stream->unit_idx);
+        hr_assert(plan->range_unit[slice.range_idx] == plan->unit_idx);
     }
-    stream->unit_idx++;
+    plan->unit_idx++;
     stream->units_out++;
     stream->bytes_out += unit->band.size_bytes;
     *ret_unit = (struct hr_unit){
@@ -243,6 +272,12 @@ void hr_stream_release(struct hr_stream *stream, const struct hr_unit *unit)
 {
     if (unit->ticket != TICKET_EMPTY)
         hr_reader_release(stream->reader, unit->ticket);
+}
+
+int hr_stream_set_blocks(struct hr_stream *stream, uint32_t block_bytes, uint32_t depth,
+                         struct hr_error *err)
+{
+    return hr_reader_set_blocks(stream->reader, block_bytes, depth, err);
 }
 
 void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream_stats *ret_stats)
@@ -267,9 +302,7 @@ void hr_stream_close(struct hr_stream **stream)
     if (!*stream)
         return;
     hr_reader_destroy(&(*stream)->reader);
-    free((*stream)->ranges);
-    free((*stream)->range_unit);
-    free((*stream)->units);
+    free_plan(&(*stream)->plan);
     free((*stream)->files);
     free(*stream);
     *stream = NULL;

@@ -213,11 +213,19 @@ HR_API int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpo
 
 /* Say what to stream and start reading: the tensors called `names`, in that order, `n_passes` times
  * over (0: without end), prefetching across the end of each pass; the first n_once of them only in
- * the first pass. Once per stream.
+ * the first pass. Again once all units of the last pass have been handed out and released.
  * @return 0; -ENOENT no tensor of that name, -EINVAL n is not more than n_once, or the ring is too
- *         small for the largest unit (the message gives the size needed), -ENOMEM. */
+ *         small for the largest unit (the message gives the size needed), -EBUSY the plan before
+ *         is not used up, -ENOMEM. After a failure the stream is as it was. */
 HR_API int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t n,
                           uint32_t n_once, uint32_t n_passes, struct hr_error *err);
+
+/* Read in other blocks from the next hr_stream_plan() on.
+ * @param block_bytes  a power of two from 64 KiB to 32 MiB
+ * @param depth        1 to the depth that the stream was opened with
+ * @return 0; -EINVAL out of range, -EBUSY the plan before is not used up */
+HR_API int hr_stream_set_blocks(struct hr_stream *stream, uint32_t block_bytes, uint32_t depth,
+                                struct hr_error *err);
 
 /* Wait for the next unit in order. Bands of one tensor follow one another.
  * @return 1 with *ret_unit filled, 0 at the end of the last pass, or a negative errno: -EIO and

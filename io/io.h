@@ -81,10 +81,19 @@ struct hr_reader;
 int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_params *params,
                      struct hr_error *err);
 
+/* Nothing was given yet, or all of it has been handed out and given back. */
+bool hr_reader_at_rest(const struct hr_reader *reader);
+
+/* Read in other blocks from the next hr_reader_start() on.
+ * @param depth  at most what the reader was created with
+ * @return 0; -EINVAL out of range, -EBUSY ranges given before are not all used and released */
+int hr_reader_set_blocks(struct hr_reader *reader, uint32_t block_bytes, uint32_t depth,
+                         struct hr_error *err);
+
 /* Start the thread on `ranges`, n_passes times over (0: without end); the first n_once of them are
- * read in the first pass only.
- * @param ranges  borrowed until destroy
- * @return 0; -EINVAL n is not more than n_once, or the ring is smaller than
+ * read in the first pass only. Again once all of that has been handed out and released.
+ * @param ranges  borrowed until the next start or destroy
+ * @return 0; -EBUSY it has not; -EINVAL n is not more than n_once, or the ring is smaller than
  *         hr_reader_ring_bytes_min(); -ENOMEM */
 int hr_reader_start(struct hr_reader *reader, const struct hr_read_range *ranges, uint32_t n,
                     uint32_t n_once, uint32_t n_passes, struct hr_error *err);

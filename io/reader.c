@@ -237,9 +237,12 @@ static void stream(struct hr_reader *reader)
             idle(reader, wants_space);
     }
     /* The kernel still writes into the ring. What comes now is only counted off. */
+    const uint64_t failed_block = reader->failed_block;
+
     reader->failed_block = 0;
     while (reader->in_flight > 0)
         reap(reader, WAIT_NS);
+    reader->failed_block = failed_block;
 }
 
 void *hr_reader_thread(void *arg)
@@ -249,7 +252,7 @@ void *hr_reader_thread(void *arg)
     const struct hr_io_params params = {
         .files = reader->files,
         .n_files = reader->params.n_files,
-        .depth = reader->depth * reader->n_devices,
+        .depth = reader->depth_max * reader->n_devices,
         .buf = reader->ring.base,
         .buf_bytes = reader->ring.size_bytes,
         .block_bytes = reader->params.block_bytes,
@@ -266,13 +269,20 @@ void *hr_reader_thread(void *arg)
     shared->stats = reader->stats;
     shared->state = r < 0 ? HR_READER_STOPPING : HR_READER_IDLE;
     pthread_cond_signal(&shared->caller_wakes);
-    while (shared->state == HR_READER_IDLE)
-        pthread_cond_wait(&shared->reader_wakes, &shared->mutex);
-    const bool run = shared->state == HR_READER_RUNNING;
+    while (shared->state != HR_READER_STOPPING) {
+        while (shared->state == HR_READER_IDLE)
+            pthread_cond_wait(&shared->reader_wakes, &shared->mutex);
+        if (shared->state == HR_READER_RUNNING) {
+            pthread_mutex_unlock(&shared->mutex);
+            stream(reader);
+            pthread_mutex_lock(&shared->mutex);
+        }
+        if (shared->state == HR_READER_PAUSING) {
+            shared->state = HR_READER_IDLE;
+            pthread_cond_signal(&shared->caller_wakes);
+        }
+    }
     pthread_mutex_unlock(&shared->mutex);
-
-    if (run)
-        stream(reader);
     hr_io_destroy(&reader->io);
     return NULL;
 }

@@ -139,18 +139,25 @@ struct hr_handover {
     pthread_mutex_t mutex;
     pthread_cond_t caller_wakes; /* ranges are ready, the reader has started, failed or is stuck */
     pthread_cond_t reader_wakes; /* space is free, there is a list of ranges, or stop            */
-    enum { HR_READER_SETUP, HR_READER_IDLE, HR_READER_RUNNING, HR_READER_STOPPING } state;
+    /* PAUSING: all that the thread was given has been used; it goes back to IDLE. */
+    enum {
+        HR_READER_SETUP,
+        HR_READER_IDLE,
+        HR_READER_RUNNING,
+        HR_READER_PAUSING,
+        HR_READER_STOPPING
+    } state;
     uint64_t n_ready;    /* ranges whose bytes have arrived               */
     uint64_t n_taken;    /* handed out                                    */
     uint64_t first_live; /* oldest range not yet given back               */
     uint8_t *released;   /* [window] of the ranges first_live..n_taken    */
     bool caller_waits;
     bool reader_idles;
-    bool stuck;                   /* for want of space, with nothing in flight */
-    uint64_t stuck_at;            /* first_live when it was found so           */
-    struct hr_error failure;      /* code 0: none. Final once it is set        */
-    struct hr_stream_stats stats; /* the reader's, as of its last synchronisation */
-    uint64_t bytes_used, stall_disk_ns;
+    bool stuck;                                /* for want of space, with nothing in flight */
+    uint64_t stuck_at;                         /* first_live when it was found so           */
+    struct hr_error failure;                   /* code 0: none. Final once it is set        */
+    struct hr_stream_stats stats;              /* the reader's, as of its last synchronisation */
+    uint64_t units, bytes_used, stall_disk_ns; /* of all starts */
 };
 
 struct hr_reader {
@@ -176,6 +183,7 @@ struct hr_reader {
     uint32_t *file_device; /* [params.n_files]                                      */
     uint32_t queue_n;      /* of all disks                                          */
     uint32_t in_flight;    /* of all disks                                          */
+    uint32_t depth_max;    /* that the backend was made for                         */
     uint32_t depth;        /* at present: halved when the kernel runs out of memory */
     uint32_t refusals;     /* of the kernel to do anything, since it last did       */
     uint64_t failed_block; /* UINT64_MAX: none. Earlier blocks are still finished   */

@@ -147,7 +147,8 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
     reader->params = *params;
     if (params->block_bytes == 0)
         reader->params.block_bytes = HR_BLOCK_BYTES_DEFAULT;
-    reader->depth = params->depth ? params->depth : HR_DEPTH_DEFAULT;
+    reader->depth_max = params->depth ? params->depth : HR_DEPTH_DEFAULT;
+    reader->depth = reader->depth_max;
     reader->failed_block = UINT64_MAX;
 
     r = check_params(&reader->params, err);
@@ -242,34 +243,94 @@ static int check_ranges(const struct hr_reader *reader, const struct hr_read_ran
     return 0;
 }
 
+bool hr_reader_at_rest(const struct hr_reader *reader)
+{
+    struct hr_handover *shared = reader->shared;
+
+    pthread_mutex_lock(&shared->mutex);
+    const bool rests = !reader->plan.ranges || (shared->n_taken == reader->plan.n_total &&
+                                                shared->first_live == shared->n_taken);
+    pthread_mutex_unlock(&shared->mutex);
+    return rests;
+}
+
+/* Wait until the thread touches nothing of the reader any more. */
+static void wait_at_rest(struct hr_reader *reader)
+{
+    struct hr_handover *shared = reader->shared;
+
+    pthread_mutex_lock(&shared->mutex);
+    if (shared->state == HR_READER_RUNNING) {
+        shared->state = HR_READER_PAUSING;
+        pthread_cond_signal(&shared->reader_wakes);
+    }
+    while (shared->state == HR_READER_PAUSING)
+        pthread_cond_wait(&shared->caller_wakes, &shared->mutex);
+    pthread_mutex_unlock(&shared->mutex);
+}
+
+int hr_reader_set_blocks(struct hr_reader *reader, uint32_t block_bytes, uint32_t depth,
+                         struct hr_error *err)
+{
+    struct hr_reader_params params = reader->params;
+    int r;
+
+    if (!hr_reader_at_rest(reader))
+        return hr_error_set(err, -EBUSY, "the block size cannot change while ranges are read");
+    params.block_bytes = block_bytes;
+    params.depth = depth;
+    r = check_params(&params, err);
+    if (r < 0)
+        return r;
+    if (depth == 0 || depth > reader->depth_max)
+        return hr_error_set(err, -EINVAL, "%u reads in flight: this reader was made for 1 to %u",
+                            depth, reader->depth_max);
+    wait_at_rest(reader);
+    reader->params.block_bytes = block_bytes;
+    reader->depth = depth;
+    reader->stats.block_bytes = block_bytes;
+    reader->stats.depth = depth;
+    reader->shared->stats = reader->stats;
+    return 0;
+}
+
 int hr_reader_start(struct hr_reader *reader, const struct hr_read_range *ranges, uint32_t n,
                     uint32_t n_once, uint32_t n_passes, struct hr_error *err)
 {
     struct hr_handover *shared = reader->shared;
-    struct hr_plan *plan = &reader->plan;
+    struct hr_plan plan = {
+        .ranges = ranges,
+        .n_ranges = n,
+        .n_once = n_once,
+        .ring_bytes = reader->ring.size_bytes,
+        .align_bytes = reader->plan.align_bytes,
+        .block_bytes = reader->params.block_bytes,
+    };
+    uint8_t *released;
 
-    if (plan->ranges)
-        return hr_error_set(err, -EINVAL, "the reader has been started before");
+    if (!hr_reader_at_rest(reader))
+        return hr_error_set(err, -EBUSY, "the ranges given before are not all used and released");
     if (n_once >= n)
         return hr_error_set(err, -EINVAL, "there is nothing to read%s",
                             n ? " after the first pass" : "");
     int r = check_ranges(reader, ranges, n, err);
     if (r < 0)
         return r;
-
-    plan->n_ranges = n;
-    plan->n_once = n_once;
-    plan->ring_bytes = reader->ring.size_bytes;
-    plan->block_bytes = reader->params.block_bytes;
-    plan->ranges = ranges;
-    r = hr_plan_init(plan, n_passes);
-    if (r == 0)
-        shared->released = calloc(plan->window, sizeof(*shared->released));
-    if (r < 0 || !shared->released) {
-        hr_plan_uninit(plan);
-        plan->ranges = NULL;
+    r = hr_plan_init(&plan, n_passes);
+    released = r == 0 ? calloc(plan.window, sizeof(*released)) : NULL;
+    if (!released) {
+        hr_plan_uninit(&plan);
         return hr_error_set(err, -ENOMEM, "out of memory");
     }
+    wait_at_rest(reader);
+    hr_plan_uninit(&reader->plan);
+    free(shared->released);
+    reader->plan = plan;
+    reader->first_block = reader->next_block = 0;
+    reader->n_ready = 0;
+    shared->released = released;
+    shared->n_ready = shared->n_taken = shared->first_live = 0;
+
     pthread_mutex_lock(&shared->mutex);
     shared->state = HR_READER_RUNNING;
     pthread_cond_signal(&shared->reader_wakes);
@@ -324,6 +385,7 @@ int hr_reader_next(struct hr_reader *reader, struct hr_slice *ret_slice, struct 
         /* Written by the thread before it told of the range, not touched before its release. */
         const uint64_t pos = plan->places[seq & (plan->window - 1)].pos;
 
+        shared->units++;
         shared->bytes_used += hr_plan_range(plan, seq)->size_bytes;
         *ret_slice = (struct hr_slice){
             .range_idx = hr_plan_range_idx(plan, seq),
@@ -360,7 +422,7 @@ void hr_reader_get_stats(const struct hr_reader *reader, struct hr_stream_stats 
 
     pthread_mutex_lock(&shared->mutex);
     *ret_stats = shared->stats;
-    ret_stats->units = shared->n_taken;
+    ret_stats->units = shared->units;
     ret_stats->bytes_used = shared->bytes_used;
     ret_stats->stall_disk_ns = shared->stall_disk_ns;
     pthread_mutex_unlock(&shared->mutex);

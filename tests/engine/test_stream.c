@@ -143,7 +143,7 @@ static void test_errors(void **state)
     assert_non_null(strstr(err.message, "no.such.tensor"));
     err.code = 0;
     assert_int_equal(hr_stream_plan(stream, good, 1, 0, 1, &err), 0);
-    assert_int_equal(hr_stream_plan(stream, good, 1, 0, 1, &err), -EINVAL); /* once */
+    assert_int_equal(hr_stream_plan(stream, good, 1, 0, 1, &err), -EBUSY);
     hr_stream_close(&stream);
     hr_stream_close(&stream); /* NULL is fine */
 
@@ -154,6 +154,46 @@ static void test_errors(void **state)
     err.code = 0;
     assert_int_equal(hr_stream_plan(stream, large, 1, 0, 1, &err), -EINVAL);
     assert_non_null(strstr(err.message, "ring"));
+    err.code = 0;
+    assert_int_equal(hr_stream_plan(stream, good, 1, 0, 1, &err), 0); /* it is as it was */
+    hr_stream_close(&stream);
+}
+
+/* One stream takes plan after plan, in blocks of any size, and counts on. */
+static void test_plan_again(void **state)
+{
+    const char *const names[] = {"img_in.weight", "transformer_blocks.0.attn.to_q.weight"};
+    struct hr_stream *stream = open_stream(&(struct hr_stream_params){.depth = 8});
+    struct hr_stream_stats stats;
+    struct hr_error err = {0};
+    struct hr_unit unit;
+    uint64_t bytes = 0;
+
+    (void) state;
+    for (uint32_t turn = 0; turn < 12; turn++) {
+        const uint32_t block_bytes = (64 << 10) << (turn % 4);
+
+        assert_int_equal(hr_stream_set_blocks(stream, block_bytes, 1 + turn % 8, &err), 0);
+        assert_int_equal(hr_stream_plan(stream, names + turn % 2, 1, 0, 1 + turn % 3, &err), 0);
+        while (hr_stream_next(stream, &unit, &err) > 0) {
+            assert_string_equal(unit.tensor->name, names[turn % 2]);
+            expect_bytes(&unit);
+            bytes += unit.size_bytes;
+            if (bytes == unit.size_bytes) { /* not while a unit is held */
+                assert_int_equal(hr_stream_plan(stream, names, 1, 0, 1, &err), -EBUSY);
+                assert_int_equal(hr_stream_set_blocks(stream, 1 << 20, 1, &err), -EBUSY);
+                hr_error_clear(&err);
+            }
+            hr_stream_release(stream, &unit);
+        }
+        assert_int_equal(err.code, 0);
+        hr_stream_get_stats(stream, &stats);
+        assert_int_equal(stats.bytes_used, bytes);
+        assert_int_equal(stats.block_bytes, block_bytes);
+        assert_int_equal(stats.depth, 1 + turn % 8);
+    }
+    assert_int_equal(hr_stream_set_blocks(stream, 1 << 20, 9, &err), -EINVAL); /* opened with 8 */
+    assert_int_equal(hr_stream_set_blocks(stream, 3 << 20, 1, &err), -EINVAL);
     hr_stream_close(&stream);
 }
 
@@ -226,9 +266,13 @@ static void test_held_too_long(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte), cmocka_unit_test(test_once),
-        cmocka_unit_test(test_errors),     cmocka_unit_test(test_disk_error_names_tensor),
-        cmocka_unit_test(test_interrupt),  cmocka_unit_test(test_held_too_long),
+        cmocka_unit_test(test_every_byte),
+        cmocka_unit_test(test_once),
+        cmocka_unit_test(test_plan_again),
+        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_disk_error_names_tensor),
+        cmocka_unit_test(test_interrupt),
+        cmocka_unit_test(test_held_too_long),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
