@@ -44,7 +44,7 @@ struct cli_options {
         const char *items[HR_SAMPLES_MAX];
         uint32_t n;
     } inputs;
-    const char *output, *resume, *device, *io, *cache_dir, *prefix;
+    const char *output, *trace, *resume, *device, *io, *cache_dir, *prefix;
     uint64_t ram_bytes, ring_bytes, block_bytes;
     uint64_t depth, n_threads, n_layers, n_repeat;
     uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
@@ -115,9 +115,15 @@ double cli_gbps(uint64_t bytes, uint64_t ns);
 
 /* ---- outputs.c --------------------------------------------------------------------------- */
 
-/* Before any work: --output can be made, and is no part of the model or the inputs. */
+/* Before any work: --output and --trace can be made, and are no part of the model or the inputs. */
 int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
                      struct hr_error *err);
+/* What --trace records into; NULL without it. */
+int cli_open_trace(struct hr_trace **ret_trace, const struct cli_options *o, struct hr_error *err);
+/* Write it, where there is one, once r, the result of the run, is 0 or -ECANCELED.
+ * @return r, or what went wrong in writing */
+int cli_write_trace(const struct cli_options *o, const struct hr_trace *trace, int r,
+                    struct hr_error *err);
 /* Memory for the results, each [n_targets, 16, h, w]; the caller frees what was taken, also after a
  * failure. have_others: what else the caller took is there. */
 int cli_take_results(const struct cli_options *o, const struct hr_dit_inputs *inputs,

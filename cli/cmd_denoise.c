@@ -14,6 +14,7 @@ struct loop {
     struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
     float *latents[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
     struct hr_denoise *denoise;
+    struct hr_trace *trace;
     struct cli_progress progress;
     struct hr_denoise_step *steps; /* of this run */
     uint32_t n_steps;              /* of them     */
@@ -74,10 +75,13 @@ static int take_results(struct loop *loop, struct hr_error *err)
 
 static int run(struct loop *loop, struct hr_error *err)
 {
-    const struct hr_denoise_params params = denoise_params(loop);
+    struct hr_denoise_params params = denoise_params(loop);
     struct hr_picture pictures[HR_SAMPLES_MAX];
     int r = take_results(loop, err);
 
+    if (r == 0)
+        r = cli_open_trace(&loop->trace, loop->o, err);
+    params.dit.stream.trace = loop->trace;
     for (uint32_t i = 0; i < loop->o->inputs.n; i++)
         pictures[i] = (struct hr_picture){
             .inputs = loop->inputs[i],
@@ -95,7 +99,7 @@ static int run(struct loop *loop, struct hr_error *err)
     cli_interrupt_target(interrupt_denoise, loop->denoise);
     r = hr_denoise_run(loop->denoise, loop->latents, err);
     hr_denoise_get_stats(loop->denoise, &loop->stats);
-    return r;
+    return cli_write_trace(loop->o, loop->trace, r, err);
 }
 
 /* Sums over the steps of this run; the peak is the last one's. */
@@ -226,6 +230,7 @@ int cli_denoise(const struct cli_options *o)
         code = o->json ? print_json(&loop) : cli_flush();
     }
     hr_denoise_close(&loop.denoise);
+    hr_trace_close(&loop.trace);
     for (uint32_t i = 0; i < o->inputs.n; i++) {
         cli_tensors_free(&loop.in[i]);
         free(loop.latents[i]);

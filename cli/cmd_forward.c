@@ -107,6 +107,7 @@ struct run {
     struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
     float *velocities[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
     struct hr_dit *dit;
+    struct hr_trace *trace;
     struct cli_progress progress;
     double *wall_s;    /* of each forward */
     uint64_t n_repeat; /* 1 and more      */
@@ -135,6 +136,9 @@ static int compute(struct run *run, struct hr_error *err)
     params.progress_user = &run->progress;
     r = take_results(run, err);
     if (r == 0)
+        r = cli_open_trace(&run->trace, run->o, err);
+    params.stream.trace = run->trace;
+    if (r == 0)
         r = hr_dit_open(&run->dit, run->model, &params, run->inputs, run->o->inputs.n, err);
     if (r < 0)
         return r;
@@ -145,7 +149,7 @@ static int compute(struct run *run, struct hr_error *err)
             hr_dit_get_stats(run->dit, &run->stats);
         run->wall_s[i] = cli_seconds(run->stats.wall_ns);
     }
-    return r;
+    return cli_write_trace(run->o, run->trace, r, err);
 }
 
 static json_t *blocks_json(const struct hr_dit_stats *s)
@@ -258,6 +262,7 @@ int cli_forward(const struct cli_options *o)
         code = o->json ? print_json(&run) : cli_flush();
     }
     hr_dit_close(&run.dit);
+    hr_trace_close(&run.trace);
     for (uint32_t i = 0; i < o->inputs.n; i++) {
         cli_tensors_free(&run.in[i]);
         free(run.velocities[i]);

@@ -44,6 +44,8 @@ static const struct option options[] = {
      "of the noise, where the inputs have no latents (default 0; the next input: N + 1)"},
     {"--resume", TEXT, MEMBER(resume), CLI_DENOISE, 0, 0, NULL, "DIR",
      "keep each finished step in DIR, and go on from the last one there"},
+    {"--trace", TEXT, MEMBER(trace), CLI_RUN, 0, 0, NULL, "FILE",
+     "record what disk and computing did when, for https://ui.perfetto.dev (JSON)"},
     {"--output", TEXT, MEMBER(output), CLI_RUN | CLI_INPUTS, 0, 0, NULL, "FILE",
      "where the result goes (safetensors)"},
     {"--device", TEXT, MEMBER(device), CLI_RUN, 0, 0, NULL, "NAME", "auto, cpu (default auto)"},

@@ -9,13 +9,18 @@
 
 #include "cli/cli.h"
 
-static int refuse(struct hr_error *err, int code, const char *output, const char *why)
+/* A file that will be written, and the option that names it. */
+struct output {
+    const char *option, *path;
+};
+
+static int refuse(struct hr_error *err, int code, const struct output *output, const char *why)
 {
     char shown[512];
 
     err->code = code;
-    snprintf(err->message, sizeof(err->message), "--output: %s: %s",
-             cli_printable(shown, sizeof(shown), output), why);
+    snprintf(err->message, sizeof(err->message), "%s: %s: %s", output->option,
+             cli_printable(shown, sizeof(shown), output->path), why);
     return code;
 }
 
@@ -27,10 +32,10 @@ static bool is_same(const struct stat *output, const char *path)
 }
 
 /* The folder that will hold the result must be there and be writable. */
-static int check_folder(const char *output, struct hr_error *err)
+static int check_folder(const struct output *output, struct hr_error *err)
 {
-    const char *slash = strrchr(output, '/');
-    char *folder = slash ? strndup(output, (size_t) (slash - output) + 1) : strdup(".");
+    const char *slash = strrchr(output->path, '/');
+    char *folder = slash ? strndup(output->path, (size_t) (slash - output->path) + 1) : strdup(".");
     int r = 0;
 
     if (!folder)
@@ -43,26 +48,55 @@ static int check_folder(const char *output, struct hr_error *err)
     return r;
 }
 
-int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
-                     struct hr_error *err)
+static int check_path(const struct output *output, const struct cli_options *o,
+                      const struct hr_checkpoint *model, struct hr_error *err)
 {
     struct stat st;
 
-    if (!o->output)
+    if (!output->path)
         return 0;
-    if (!o->output[0])
-        return refuse(err, -EINVAL, o->output, "an empty name");
-    if (stat(o->output, &st) < 0)
-        return check_folder(o->output, err);
+    if (!output->path[0])
+        return refuse(err, -EINVAL, output, "an empty name");
+    if (stat(output->path, &st) < 0)
+        return check_folder(output, err);
     if (!S_ISREG(st.st_mode))
-        return refuse(err, -EINVAL, o->output, "is there already and is no regular file");
+        return refuse(err, -EINVAL, output, "is there already and is no regular file");
     for (uint32_t i = 0; i < hr_checkpoint_n_shards(model); i++)
         if (is_same(&st, hr_checkpoint_shard(model, i)->path))
-            return refuse(err, -EINVAL, o->output, "is a part of the model; name another file");
+            return refuse(err, -EINVAL, output, "is a part of the model; name another file");
     for (uint32_t i = 0; i < o->inputs.n; i++)
         if (is_same(&st, o->inputs.items[i]))
-            return refuse(err, -EINVAL, o->output, "is one of the inputs; name another file");
-    return check_folder(o->output, err);
+            return refuse(err, -EINVAL, output, "is one of the inputs; name another file");
+    return check_folder(output, err);
+}
+
+int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
+                     struct hr_error *err)
+{
+    const struct output output = {"--output", o->output}, trace = {"--trace", o->trace};
+    int r = check_path(&output, o, model, err);
+
+    if (r == 0)
+        r = check_path(&trace, o, model, err);
+    if (r == 0 && o->output && o->trace && strcmp(o->output, o->trace) == 0)
+        r = refuse(err, -EINVAL, &trace, "is the --output too; name another file");
+    return r;
+}
+
+int cli_open_trace(struct hr_trace **ret_trace, const struct cli_options *o, struct hr_error *err)
+{
+    return o->trace ? hr_trace_open(ret_trace, 0, err) : 0;
+}
+
+int cli_write_trace(const struct cli_options *o, const struct hr_trace *trace, int r,
+                    struct hr_error *err)
+{
+    if (!trace || (r < 0 && r != -ECANCELED))
+        return r;
+    const int r_trace =
+        hr_trace_write(trace, o->trace, err); /* err keeps an interruption's words */
+
+    return r < 0 ? r : r_trace;
 }
 
 int cli_take_results(const struct cli_options *o, const struct hr_dit_inputs *inputs,

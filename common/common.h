@@ -79,6 +79,40 @@ static inline size_t hr_dtype_bytes(enum hr_dtype dtype)
     return hr_dtype_bits(dtype) / 8;
 }
 
+/* ---- trace -------------------------------------------------------------------------- */
+
+/* What a slice of time was. The first of each track are the track's number in the file. */
+enum hr_trace_kind {
+    HR_TRACE_NONE,
+    HR_TRACE_STEP,       /* a forward; a: its number, from 1                                   */
+    HR_TRACE_READ,       /* a: offset, b: live bytes of the ring, index: shard, extra: latency */
+    HR_TRACE_WAIT_SPACE, /* the disk, for ring space                                           */
+    HR_TRACE_COPY,       /* a band to the device; as HR_TRACE_WEIGHT                           */
+    HR_TRACE_WEIGHT,     /* products of a band; a: its first row, b: rows                      */
+    HR_TRACE_PART,       /* of a forward; index: block or 0                                    */
+    HR_TRACE_WAIT_DISK,  /* computing, for a weight                                            */
+};
+
+struct hr_trace_event {
+    uint64_t begin_ns, end_ns; /* of hr_now_ns() */
+    const char *name;          /* must outlive the trace; NULL: the kind says it */
+    uint64_t bytes, a, b, extra;
+    uint32_t index;
+    uint32_t kind; /* last: it publishes the rest */
+};
+
+/* Take the memory for n events, or for as many as the trace may have; again: nothing.
+ * @return 0 or -ENOMEM */
+int hr_trace_reserve(struct hr_trace *trace, uint64_t n_events);
+/* Bytes that hr_trace_reserve() would take; trace NULL: 0. */
+uint64_t hr_trace_reserve_bytes(const struct hr_trace *trace, uint64_t n_events);
+/* From any thread; trace NULL: does nothing. */
+void hr_trace_add(struct hr_trace *trace, const struct hr_trace_event *event);
+/* Events from 0 on; false: no more. ret_event->kind is HR_TRACE_NONE where one is in the making. */
+bool hr_trace_get(const struct hr_trace *trace, uint64_t idx, struct hr_trace_event *ret_event);
+uint64_t hr_trace_dropped(const struct hr_trace *trace);
+uint64_t hr_trace_origin_ns(const struct hr_trace *trace);
+
 /* ---- this process ------------------------------------------------------------------- */
 
 struct hr_memory {

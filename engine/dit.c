@@ -91,6 +91,7 @@ uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
 struct budget {
     uint64_t process_bytes; /* held before the model was opened */
     uint64_t arena_bytes, host_bytes, mods_bytes, scratch_bytes;
+    uint64_t trace_bytes;
     uint64_t ring_bytes, resident_bytes;
 };
 
@@ -125,6 +126,19 @@ static uint64_t mods_memory(const struct hr_dit *dit, const struct hr_dit_params
     if (!dit->timesteps || hr_dit_mods_spill(dit->n_forwards, step_floats, mods_memory_max(params)))
         return 0;
     return (uint64_t) dit->n_forwards * step_floats * sizeof(float);
+}
+
+/* The most events that the run adds to a trace. */
+static uint64_t trace_events(const struct hr_dit *dit, const struct hr_dit_params *params)
+{
+    const struct hr_dit_model *model = &dit->model;
+    const uint64_t n_parts = 8 + (uint64_t) model->n_layers * (1 + dit->n_samples);
+    const uint32_t block_bytes = params->stream.block_bytes;
+
+    return hr_stream_trace_events(model->plan, model->n_once, block_bytes) +
+           dit->n_forwards *
+               (n_parts + hr_stream_trace_events(model->plan + model->n_once,
+                                                 model->n_plan - model->n_once, block_bytes));
 }
 
 static size_t max_tokens(const struct hr_dit *dit)
@@ -178,8 +192,9 @@ static int make_budget(struct budget *b, const struct hr_dit *dit,
     for (uint32_t i = 0; i < dit->n_samples; i++)
         b->host_bytes += dit->samples[i].geometry.n_txt * sizeof(uint32_t);
     b->mods_bytes = mods_memory(dit, params);
+    b->trace_bytes = hr_trace_reserve_bytes(params->stream.trace, trace_events(dit, params));
     const uint64_t fixed = b->process_bytes + b->arena_bytes + b->host_bytes + b->mods_bytes +
-                           b->scratch_bytes + SLACK_BYTES;
+                           b->trace_bytes + b->scratch_bytes + SLACK_BYTES;
 
     if (params->stream.ring_bytes) /* more than the whole plan would lie idle */
         b->ring_bytes = hr_min_u64(params->stream.ring_bytes, useful);
@@ -211,13 +226,14 @@ static int make_budget(struct budget *b, const struct hr_dit *dit,
             b->resident_bytes = hr_min_u64(b->resident_bytes, params->resident_max_bytes);
         return 0;
     }
-    return hr_error_set(
-        err, -ENOMEM,
-        "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
-        "libraries %llu, activations %llu, scratch %llu, ring at least %llu; raise "
-        "the limit or use a smaller picture",
-        mib(params->ram_bytes), mib(fixed + ring_min), mib(b->process_bytes + SLACK_BYTES),
-        mib(b->arena_bytes + b->host_bytes + b->mods_bytes), mib(b->scratch_bytes), mib(ring_min));
+    return hr_error_set(err, -ENOMEM,
+                        "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
+                        "libraries %llu, activations %llu, scratch %llu, ring at least %llu; raise "
+                        "the limit or use a smaller picture",
+                        mib(params->ram_bytes), mib(fixed + ring_min),
+                        mib(b->process_bytes + SLACK_BYTES),
+                        mib(b->arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes),
+                        mib(b->scratch_bytes), mib(ring_min));
 }
 
 /* ---- open and close ----------------------------------------------------------------------- */
@@ -308,6 +324,10 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         r = hr_gpu_open(&dit->gpu, &gpu_params, err);
     if (r < 0)
         return r;
+    if (params->stream.trace)
+        r = hr_trace_reserve(params->stream.trace, trace_events(dit, params));
+    if (r < 0)
+        return hr_error_set(err, r, "no memory for a trace");
     hr_dit_arena_layout(dit, dit->gpu);
     dit->stats.activation_bytes = budget.arena_bytes;
     r = take_host_memory(dit, err);
@@ -418,6 +438,7 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
         .gpu = dit->gpu,
         .cancelled = &dit->cancelled,
         .resident = &dit->resident,
+        .trace = params->stream.trace,
         .bias = dit->shared.bias,
         .bias_max = 6 * (size_t) dit->model.width,
     };

@@ -127,6 +127,7 @@ struct hr_feed {
     struct hr_gpu *gpu;
     const atomic_int *cancelled;
     struct hr_resident_set *resident;
+    struct hr_trace *trace; /* or NULL */
     struct {
         struct hr_unit unit;
         struct hr_gpu_weight weight;
@@ -140,6 +141,10 @@ struct hr_feed {
     uint64_t stall_ns, compute_ns;
     uint64_t begin_ns; /* of the operation that is running */
 };
+
+/* Add a slice of computing to the trace, if there is one: part `name` of a forward, begun at
+ * begin_ns and done now. */
+void hr_feed_trace_part(struct hr_feed *feed, const char *name, uint32_t idx, uint64_t begin_ns);
 
 /* Next in the plan must be `tensor`; convert it to n floats at dst (device). */
 int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *dst, size_t n,

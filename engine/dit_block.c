@@ -209,7 +209,10 @@ static int attend(struct hr_dit *dit, const struct flow *first, struct hr_error 
             hr_dit_tap(dit, "q", b->q, dit->act, g->n_all, dit->model.width);
             hr_dit_tap(dit, "k", b->k, dit->act, g->n_all, dit->model.width);
         }
+        const uint64_t begin_ns = hr_now_ns();
+
         r = HR_FEED_RUN(&dit->feed, err, hr_gpu_attention(dit->gpu, &p));
+        hr_feed_trace_part(&dit->feed, "attention", i, begin_ns);
     }
     return r;
 }

@@ -186,6 +186,7 @@ static int run_blocks(struct hr_dit *dit, struct hr_error *err)
             .wall_ns = hr_now_ns() - begin_ns,
             .stall_disk_ns = dit->feed.stall_ns - stall_ns,
         };
+        hr_feed_trace_part(&dit->feed, "block", i, begin_ns);
         hr_dit_report_progress(dit, i + 1);
     }
     return 0;
@@ -306,24 +307,38 @@ static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *co
 {
     const struct hr_meter_now begin = hr_dit_meter_now(dit, 0);
     const uint64_t stall_ns = dit->feed.stall_ns, space_ns = stall_space_ns(dit);
+    uint64_t part_ns;
     int r;
 
     hr_meter_begin(&dit->meter, &begin);
     r = hr_dit_cond_begin(dit, inputs[0].timestep, err);
+    hr_feed_trace_part(&dit->feed, "conditioning", 0, begin.now_ns);
+    part_ns = hr_now_ns();
     if (r == 0)
         r = embed_image(dit, inputs, err);
     if (r == 0)
         r = embed_text(dit, inputs, err);
+    hr_feed_trace_part(&dit->feed, "embeddings", 0, part_ns);
     if (r == 0)
         r = run_blocks(dit, err);
+    part_ns = hr_now_ns();
     if (r == 0)
         r = head(dit, velocities, err);
+    hr_feed_trace_part(&dit->feed, "head", 0, part_ns);
     hr_feed_flush(&dit->feed);
 
     const struct hr_meter_now end = hr_dit_meter_now(dit, 0);
 
     if (r == 0)
         hr_meter_end(&dit->meter, &end);
+    if (dit->feed.trace)
+        hr_trace_add(dit->feed.trace, &(struct hr_trace_event){
+                                          .kind = HR_TRACE_STEP,
+                                          .begin_ns = begin.now_ns,
+                                          .end_ns = end.now_ns,
+                                          .bytes = end.bytes_used - begin.bytes_used,
+                                          .a = dit->n_done + 1,
+                                      });
     dit->stats.wall_ns = end.now_ns - begin.now_ns;
     dit->stats.compute_ns = end.compute_ns - begin.compute_ns;
     dit->stats.stall_disk_ns = dit->feed.stall_ns - stall_ns;

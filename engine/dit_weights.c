@@ -10,6 +10,8 @@
 #include "engine/dit.h"
 #include "engine/units.h"
 
+enum { TRACED_WAIT_NS = 2000 }; /* shorter ones are the hand-over itself */
+
 int hr_feed_begin(struct hr_feed *feed, struct hr_error *err)
 {
     if (atomic_load_explicit(feed->cancelled, memory_order_relaxed))
@@ -29,6 +31,33 @@ int hr_feed_end(struct hr_feed *feed, int r, struct hr_error *err)
         return hr_error_set(err, r, "device %s: %s", hr_gpu_name(feed->gpu),
                             hr_strerror(r, text, sizeof(text)));
     return 0;
+}
+
+void hr_feed_trace_part(struct hr_feed *feed, const char *name, uint32_t idx, uint64_t begin_ns)
+{
+    if (feed->trace)
+        hr_trace_add(feed->trace, &(struct hr_trace_event){
+                                      .kind = HR_TRACE_PART,
+                                      .name = name,
+                                      .index = idx,
+                                      .begin_ns = begin_ns,
+                                      .end_ns = hr_now_ns(),
+                                  });
+}
+
+/* A band has been used. */
+static void trace_unit(struct hr_feed *feed, const struct hr_unit *unit, uint64_t begin_ns)
+{
+    if (feed->trace)
+        hr_trace_add(feed->trace, &(struct hr_trace_event){
+                                      .kind = HR_TRACE_WEIGHT,
+                                      .name = unit->tensor->name,
+                                      .begin_ns = begin_ns,
+                                      .end_ns = hr_now_ns(),
+                                      .bytes = unit->size_bytes,
+                                      .a = unit->row_begin,
+                                      .b = unit->n_rows,
+                                  });
 }
 
 /* Release units from the oldest on, as far as the device is done with them. With `wait` at least
@@ -94,7 +123,15 @@ static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struc
     const uint64_t begin_ns = hr_now_ns();
     const int r = hr_stream_next(feed->stream, ret_unit, err);
 
-    feed->stall_ns += hr_now_ns() - begin_ns;
+    const uint64_t end_ns = hr_now_ns();
+
+    feed->stall_ns += end_ns - begin_ns;
+    if (feed->trace && end_ns - begin_ns > TRACED_WAIT_NS)
+        hr_trace_add(feed->trace, &(struct hr_trace_event){
+                                      .kind = HR_TRACE_WAIT_DISK,
+                                      .begin_ns = begin_ns,
+                                      .end_ns = end_ns,
+                                  });
     if (r < 0)
         return r;
     hr_assert(r == 1);
@@ -151,9 +188,12 @@ int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *
 
         if (r < 0)
             return r;
+        const uint64_t begin_ns = hr_now_ns();
+
         r = HR_FEED_RUN(feed, err,
                         hr_gpu_to_f32(feed->gpu, dst + done * row, t.weight.data, tensor->dtype,
                                       (size_t) (t.unit.n_rows * row)));
+        trace_unit(feed, &t.unit, begin_ns);
         give_back(feed, &t);
         if (r < 0)
             return r;
@@ -197,7 +237,10 @@ int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
         r = take(feed, w, done, &t, err);
         if (r < 0)
             return r;
+        const uint64_t begin_ns = hr_now_ns();
+
         r = run_band(feed, p, n, w, t.weight.data, done, t.unit.n_rows, err);
+        trace_unit(feed, &t.unit, begin_ns);
         give_back(feed, &t);
     }
     return r;

@@ -9,6 +9,8 @@
 
 #include "engine/files.h"
 
+enum { SHOWN_BYTES = 384 };
+
 const char *hr_file_kind(mode_t mode)
 {
     switch (mode & S_IFMT) {
@@ -167,6 +169,82 @@ int hr_file_target(const char *path, char **ret_path, mode_t *ret_mode)
     *ret_path = target;
     *ret_mode = st.st_mode;
     return 0;
+}
+
+/* ---- replacing a file --------------------------------------------------------------- */
+
+static int fail(const char *path, struct hr_error *err, int code, const char *doing)
+{
+    char shown[SHOWN_BYTES], reason[128];
+
+    return hr_error_set(err, code, "%s: cannot %s: %s", hr_printable(path, shown, sizeof(shown)),
+                        doing, hr_strerror(code, reason, sizeof(reason)));
+}
+
+/* The temporary name, in the same folder: a rename must not cross filesystems. */
+static char *temp_name(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    char *temp;
+
+    if (asprintf(&temp, "%.*s.%s.tmp-%ld", (int) (base - path), path, base, (long) getpid()) < 0)
+        return NULL;
+    return temp;
+}
+
+static void replacement_uninit(struct hr_replacement *replacement)
+{
+    free(replacement->target);
+    free(replacement->temp);
+    *replacement = (struct hr_replacement){.fd = -1};
+}
+
+int hr_replace_begin(struct hr_replacement *ret, const char *path, struct hr_error *err)
+{
+    struct hr_replacement replacement = {.path = path, .fd = -1};
+    char shown[SHOWN_BYTES];
+    mode_t mode;
+    int r;
+
+    if (!path || !*path)
+        return hr_error_set(err, -EINVAL, "the output has no name");
+    r = hr_file_target(path, &replacement.target, &mode);
+    if (r < 0)
+        return fail(path, err, r, "write there");
+    if (mode != 0 && !S_ISREG(mode)) {
+        r = hr_error_set(err, -EINVAL, "%s: is %s; the result replaces a file, or makes a new one",
+                         hr_printable(path, shown, sizeof(shown)), hr_file_kind(mode));
+        replacement_uninit(&replacement);
+        return r;
+    }
+    replacement.temp = temp_name(replacement.target);
+    if (replacement.temp)
+        replacement.fd = open(replacement.temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (replacement.fd < 0) {
+        r = fail(path, err, replacement.temp ? -errno : -ENOMEM, "make a temporary file beside it");
+        replacement_uninit(&replacement);
+        return r;
+    }
+    *ret = replacement;
+    return 0;
+}
+
+int hr_replace_end(struct hr_replacement *replacement, int r, struct hr_error *err)
+{
+    if (r == 0 && fsync(replacement->fd) < 0)
+        r = -errno;
+    if (close(replacement->fd) < 0 && r == 0)
+        r = -errno;
+    if (r == 0 && rename(replacement->temp, replacement->target) < 0)
+        r = -errno;
+    if (r < 0)
+        unlink(replacement->temp);
+    else
+        r = hr_file_sync_parent(replacement->target);
+    if (r < 0)
+        fail(replacement->path, err, r, "write it");
+    replacement_uninit(replacement);
+    return r;
 }
 
 bool hr_has_suffix(const char *text, const char *suffix)

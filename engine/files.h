@@ -34,6 +34,21 @@ int hr_file_sync_parent(const char *path);
  * @return 0 or a negative errno; -ENOENT a link that leads nowhere */
 int hr_file_target(const char *path, char **ret_path, mode_t *ret_mode);
 
+/* A file that appears whole or not at all: written under a temporary name beside `path`, then
+ * renamed onto it. */
+struct hr_replacement {
+    const char *path; /* borrowed */
+    char *target, *temp;
+    int fd; /* to be written to */
+};
+
+/* @return 0; -EINVAL there is something at `path` that is no regular file, or an error of the
+ *         system with a message */
+int hr_replace_begin(struct hr_replacement *ret, const char *path, struct hr_error *err);
+/* Flush and rename; or, where `r`, the result of writing, is negative, take everything away and say
+ * so. @return 0, `r` or another negative errno */
+int hr_replace_end(struct hr_replacement *replacement, int r, struct hr_error *err);
+
 /* "folder/name", or "name" for the folder "." ; free() it. NULL without memory. */
 char *hr_file_join(const char *folder, const char *name);
 /* The folder of a path: what stands before its last slash, or ".". free() it. */

@@ -35,6 +35,8 @@ struct hr_stream {
     const struct hr_checkpoint *checkpoint;
     struct hr_read_file *files;
     struct hr_reader *reader;
+    struct hr_trace *trace;
+    uint32_t block_bytes;
     struct stream_plan plan;
     uint64_t units_out, bytes_out;
 };
@@ -76,6 +78,8 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
         return hr_error_set(err, -ENOMEM, "no memory for a stream over %u shards", n_files);
     }
     stream->checkpoint = checkpoint;
+    stream->trace = params->trace;
+    stream->block_bytes = params->block_bytes;
     for (uint32_t i = 0; i < n_files; i++) {
         const struct hr_shard *shard = hr_checkpoint_shard(checkpoint, i);
 
@@ -95,6 +99,7 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
         .direct = params->direct,
         .describe = describe_range,
         .describe_user = stream,
+        .trace = params->trace,
     };
     r = hr_reader_create(&stream->reader, &reader_params, err);
     if (r < 0) {
@@ -145,6 +150,22 @@ static void lay_out(struct stream_plan *plan, const struct hr_tensor *const *ten
     }
 }
 
+uint64_t hr_stream_trace_events(const struct hr_tensor *const *tensors, uint32_t n,
+                                uint32_t block_bytes)
+{
+    const uint64_t block = block_bytes ? block_bytes : HR_BLOCK_BYTES_DEFAULT;
+    uint64_t n_units = 0, n_reads = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        const struct hr_cut cut = hr_cut_tensor(tensors[i]);
+
+        n_units += cut.n_bands;
+        n_reads += cut.n_bands + tensors[i]->size_bytes / block; /* blocks end with runs, too */
+    }
+    /* A read and the disk's wait before it; a use and the wait before it. */
+    return 2 * n_reads + 2 * n_units;
+}
+
 uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32_t n)
 {
     uint64_t ring_bytes = 0;
@@ -170,6 +191,21 @@ static void free_plan(struct stream_plan *plan)
     free(plan->range_unit);
     free(plan->units);
     *plan = (struct stream_plan){0};
+}
+
+/* Memory for what this plan can make, unless the trace has its memory already. */
+static int reserve_trace(struct hr_stream *stream, const struct hr_tensor *const *tensors,
+                         uint32_t n, uint32_t n_once, uint32_t n_passes, struct hr_error *err)
+{
+    if (!stream->trace)
+        return 0;
+    const uint64_t n_first = hr_stream_trace_events(tensors, n_once, stream->block_bytes);
+    const uint64_t n_each =
+        hr_stream_trace_events(tensors + n_once, n - n_once, stream->block_bytes);
+    const int r =
+        hr_trace_reserve(stream->trace, n_passes ? n_first + n_passes * n_each : UINT64_MAX);
+
+    return r < 0 ? hr_error_set(err, r, "no memory for a trace") : 0;
 }
 
 /* Start reading what stream->plan says. */
@@ -202,6 +238,8 @@ int hr_stream_plan(struct hr_stream *stream, const char *const *names, uint32_t 
     if (!tensors)
         return hr_error_set(err, -ENOMEM, "no memory for a plan of %u tensors", n);
     r = find_tensors(stream->checkpoint, names, n, tensors, &n_units, err);
+    if (r == 0)
+        r = reserve_trace(stream, tensors, n, n_once, n_passes, err);
     if (r < 0)
         goto done;
     plan.units = calloc(n_units, sizeof(*plan.units));

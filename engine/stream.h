@@ -9,5 +9,9 @@ enum { HR_STREAM_RING_BYTES_DEFAULT = 192 << 20 };
 
 /* The smallest ring_bytes with which these tensors can be streamed, holding one unit at a time. */
 uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32_t n);
+/* The most events that one pass over these tensors adds to a trace, reading in blocks of
+ * block_bytes (0: the default) and using each unit once. */
+uint64_t hr_stream_trace_events(const struct hr_tensor *const *tensors, uint32_t n,
+                                uint32_t block_bytes);
 
 #endif /* HR_STREAM_H */

@@ -153,19 +153,35 @@ HR_API int hr_checkpoint_read_f32(const struct hr_checkpoint *checkpoint,
                                   const struct hr_tensor *tensor, float *dst, uint64_t n,
                                   struct hr_error *err);
 
+/* ---- trace --------------------------------------------------------------------------- */
+
+/* A record of what disk, device and computing did when: each read, each weight, each wait. */
+struct hr_trace;
+
+/* The memory, 64 bytes an event, is taken when a stream or a model is opened with the trace: as
+ * many events as its plan can make, at most max_events (0: 1048576, 64 MiB), and counts towards
+ * ram_bytes. Events beyond it are dropped and counted. One stream or model to a trace. */
+HR_API int hr_trace_open(struct hr_trace **ret_trace, uint64_t max_events, struct hr_error *err);
+/* Write what was recorded so far in Chrome's trace event format, for https://ui.perfetto.dev: whole
+ * or not at all, like hr_tensors_write(). Before the checkpoint is closed, whose names it holds.
+ * Dropped events are told in the file's metadata and by a warning. */
+HR_API int hr_trace_write(const struct hr_trace *trace, const char *path, struct hr_error *err);
+HR_API void hr_trace_close(struct hr_trace **trace);
+
 /* ---- stream ------------------------------------------------------------------------- */
 
 enum hr_direct { HR_DIRECT_AUTO, HR_DIRECT_ON, HR_DIRECT_OFF };
 
 /* All zero: the library's choice. */
 struct hr_stream_params {
-    uint64_t ring_bytes;   /* memory for weights in flight; 0: 192 MiB                         */
-    uint32_t block_bytes;  /* bytes of one read; 0: 4 MiB                                      */
-    uint32_t depth;        /* reads in flight; 0: 16                                           */
-    const char *io;        /* "io_uring", "libaio", "pread", NULL or "auto": first that works;
-                              the environment variable HEADRACE_IO stands in for NULL          */
-    enum hr_direct direct; /* O_DIRECT; AUTO: where the filesystem takes it and the file is not
-                              in the page cache already                                        */
+    uint64_t ring_bytes;    /* memory for weights in flight; 0: 192 MiB                         */
+    uint32_t block_bytes;   /* bytes of one read; 0: 4 MiB                                      */
+    uint32_t depth;         /* reads in flight; 0: 16                                           */
+    const char *io;         /* "io_uring", "libaio", "pread", NULL or "auto": first that works;
+                               the environment variable HEADRACE_IO stands in for NULL          */
+    enum hr_direct direct;  /* O_DIRECT; AUTO: where the filesystem takes it and the file is not
+                               in the page cache already                                        */
+    struct hr_trace *trace; /* records into it; borrowed until close; NULL: no trace           */
 };
 
 /* A tensor, or a band of rows of a large one: at most 32 MiB, cut by dtype and shape alone. Rows

@@ -61,6 +61,7 @@ struct hr_reader_params {
     /* Writes what a range is ("tensor x, rows a to b") for error messages; NULL: nothing. */
     void (*describe)(void *user, uint32_t range_idx, char *buf, size_t buf_bytes);
     void *describe_user;
+    struct hr_trace *trace; /* borrowed until destroy; NULL: none */
 };
 
 /* A range whose bytes have arrived. */

@@ -216,8 +216,17 @@ static void idle(struct hr_reader *reader, bool wants_space)
         shared->stuck = false;
     }
     pthread_mutex_unlock(&shared->mutex);
-    if (wants_space)
-        reader->stats.stall_space_ns += hr_now_ns() - begin_ns;
+    if (!wants_space)
+        return;
+    const uint64_t end_ns = hr_now_ns();
+
+    reader->stats.stall_space_ns += end_ns - begin_ns;
+    reader->traced_ns = end_ns;
+    hr_trace_add(reader->params.trace, &(struct hr_trace_event){
+                                           .kind = HR_TRACE_WAIT_SPACE,
+                                           .begin_ns = begin_ns,
+                                           .end_ns = end_ns,
+                                       });
 }
 
 static void stream(struct hr_reader *reader)

@@ -193,6 +193,7 @@ struct hr_reader {
     struct hr_stream_stats stats;
     uint64_t busy_since_ns; /* while in_flight > 0 */
     uint64_t latency_sum_ns;
+    uint64_t traced_ns;            /* end of the last slice of the disk in the trace */
     struct hr_latencies latencies; /* written by the thread, read by anyone */
 };
 

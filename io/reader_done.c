@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "io/reader.h"
 
@@ -225,6 +226,30 @@ static void repeat(struct hr_reader *reader, uint64_t block_idx, int code)
     hr_reader_enqueue(reader, block_idx, true);
 }
 
+/* Reads overlap, and a disk is one: a read's slice begins where the one that was done before it
+ * ends, or when it was asked for, so that gaps are times with nothing in flight. */
+static void trace_read(struct hr_reader *reader, const struct hr_block *block, int32_t result,
+                       uint64_t now_ns)
+{
+    const char *path = reader->params.files[block->at.file_idx].path, *slash = strrchr(path, '/');
+
+    if (!reader->params.trace)
+        return;
+    hr_trace_add(reader->params.trace,
+                 &(struct hr_trace_event){
+                     .kind = HR_TRACE_READ,
+                     .name = slash ? slash + 1 : path,
+                     .begin_ns = hr_max_u64(block->asked_ns, reader->traced_ns),
+                     .end_ns = now_ns,
+                     .bytes = result > 0 ? (uint64_t) result : 0,
+                     .a = block->at.offset_bytes + block->done_bytes,
+                     .b = reader->plan.head - reader->plan.tail,
+                     .extra = now_ns - block->asked_ns,
+                     .index = block->at.file_idx,
+                 });
+    reader->traced_ns = now_ns;
+}
+
 void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion *done,
                         uint64_t now_ns)
 {
@@ -240,6 +265,7 @@ void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion 
     reader->stats.reads++;
     reader->latency_sum_ns += now_ns - block->asked_ns;
     hr_latency_add(&reader->latencies, now_ns - block->asked_ns);
+    trace_read(reader, block, done->result, now_ns);
 
     switch (done->result) {
     case -EINTR:
