@@ -9,6 +9,7 @@
 
 #include "engine/checkpoint.h"
 #include "engine/stream.h"
+#include "engine/tuning.h"
 #include "engine/units.h"
 #include "formats/formats.h"
 #include "io/io.h"
@@ -38,6 +39,8 @@ struct hr_stream {
     struct hr_trace *trace;
     uint32_t block_bytes;
     struct stream_plan plan;
+    struct hr_tuning tuning; /* in use, when is_tuned */
+    bool is_tuned;
     uint64_t units_out, bytes_out;
 };
 
@@ -89,12 +92,14 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
             .size_bytes = shard->size_bytes,
         };
     }
+    if (params->block_bytes == 0 && params->depth == 0)
+        stream->is_tuned = hr_tuning_apply(checkpoint, &stream->tuning);
     const struct hr_reader_params reader_params = {
         .files = stream->files,
         .n_files = n_files,
         .ring_bytes = params->ring_bytes ? params->ring_bytes : HR_STREAM_RING_BYTES_DEFAULT,
-        .block_bytes = params->block_bytes,
-        .depth = params->depth,
+        .block_bytes = stream->is_tuned ? stream->tuning.block_bytes : params->block_bytes,
+        .depth = stream->is_tuned ? stream->tuning.depth : params->depth,
         .io = params->io,
         .direct = params->direct,
         .describe = describe_range,
@@ -315,6 +320,7 @@ void hr_stream_release(struct hr_stream *stream, const struct hr_unit *unit)
 int hr_stream_set_blocks(struct hr_stream *stream, uint32_t block_bytes, uint32_t depth,
                          struct hr_error *err)
 {
+    stream->is_tuned = false;
     return hr_reader_set_blocks(stream->reader, block_bytes, depth, err);
 }
 
@@ -323,6 +329,7 @@ void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream_stats 
     hr_reader_get_stats(stream->reader, ret_stats);
     ret_stats->units = stream->units_out;
     ret_stats->bytes_used = stream->bytes_out;
+    ret_stats->tuned = stream->is_tuned;
 }
 
 bool hr_stream_shard_direct(const struct hr_stream *stream, uint32_t shard_idx)
@@ -337,8 +344,14 @@ void hr_stream_interrupt(struct hr_stream *stream)
 
 void hr_stream_close(struct hr_stream **stream)
 {
+    struct hr_stream_stats stats;
+
     if (!*stream)
         return;
+    if ((*stream)->is_tuned && (*stream)->reader) {
+        hr_stream_get_stats(*stream, &stats);
+        hr_tuning_compare(&(*stream)->tuning, &stats);
+    }
     hr_reader_destroy(&(*stream)->reader);
     free_plan(&(*stream)->plan);
     free((*stream)->files);

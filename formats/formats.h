@@ -148,4 +148,14 @@ int hr_config_parse(struct hr_config *ret_config, const char *json, size_t json_
 /* The text of a config.json for `config`, free() it; NULL without memory. */
 char *hr_config_build(const struct hr_config *config);
 
+/* ---- measured figures of a disk --------------------------------------------------------- */
+
+/* @return 0 or -EINVAL, naming what is out of range */
+int hr_tuning_check(const struct hr_tuning *tuning, const char *what, struct hr_error *err);
+/* Parse what hr_tuning_build() wrote. @return 0, -EBADMSG or -ENOMEM */
+int hr_tuning_parse(struct hr_tuning *ret_tuning, const char *json, size_t json_bytes,
+                    const char *what, struct hr_error *err);
+/* free() it; NULL without memory, or for a text that is not UTF-8. */
+char *hr_tuning_build(const struct hr_tuning *tuning);
+
 #endif /* HR_FORMATS_H */

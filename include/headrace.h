@@ -174,11 +174,12 @@ enum hr_direct { HR_DIRECT_AUTO, HR_DIRECT_ON, HR_DIRECT_OFF };
 
 /* All zero: the library's choice. */
 struct hr_stream_params {
-    uint64_t ring_bytes;    /* memory for weights in flight; 0: 192 MiB                         */
-    uint32_t block_bytes;   /* bytes of one read; 0: 4 MiB                                      */
-    uint32_t depth;         /* reads in flight; 0: 16                                           */
+    uint64_t ring_bytes;    /* memory for weights in flight; 0: 192 MiB                          */
+    uint32_t block_bytes;   /* bytes of one read; 0: as saved for this disk, else 4 MiB          */
+    uint32_t depth;         /* reads in flight; 0: as saved for this disk, else 16. What is saved
+                               (see hr_tuning) counts only where both are 0                      */
     const char *io;         /* "io_uring", "libaio", "pread", NULL or "auto": first that works;
-                               the environment variable HEADRACE_IO stands in for NULL          */
+                               the environment variable HEADRACE_IO stands in for NULL           */
     enum hr_direct direct;  /* O_DIRECT; AUTO: where the filesystem takes it and the file is not
                                in the page cache already                                        */
     struct hr_trace *trace; /* records into it; borrowed until close; NULL: no trace           */
@@ -214,6 +215,7 @@ struct hr_stream_stats {
     uint64_t latency_p50_ns, latency_p99_ns, latency_p999_ns; /* of requests, within 6 %      */
     double in_flight; /* requests in flight, averaged over busy_ns                      */
     uint32_t n_files, n_files_direct; /* shards, and those that are read with O_DIRECT now     */
+    bool tuned; /* block size and depth are those that hr_tuning_save() kept for this disk    */
     uint32_t n_devices;      /* disks that the shards lie on; each has `depth` of its own      */
     uint64_t units;          /* handed out                                                     */
     uint64_t busy_ns;        /* time with at least one read in flight                          */
@@ -259,6 +261,51 @@ HR_API bool hr_stream_shard_direct(const struct hr_stream *stream, uint32_t shar
 HR_API void hr_stream_interrupt(struct hr_stream *stream);
 /* Waits for reads in flight. Units not yet released become invalid. */
 HR_API void hr_stream_close(struct hr_stream **stream);
+
+/* ---- the disk ------------------------------------------------------------------------ */
+
+enum { HR_RANGE_SAMPLES = 64 };
+
+/* Why a part of a shard may read faster than its disk. */
+struct hr_range_state {
+    uint64_t cached_bytes; /* in the page cache; 0 where the kernel does not tell             */
+    bool extents_known;    /* the filesystem tells where its data lie                         */
+    uint64_t odd_bytes;    /* without written bytes of their own: holes, unwritten, shared ... */
+    const char *odd_kind;  /* the first kind of them, in words; NULL: none                     */
+    uint32_t n_samples;    /* blocks of 4 KiB looked at, up to HR_RANGE_SAMPLES                */
+    uint32_t n_alike;      /* of them zeros, or equal to another                               */
+};
+
+/* Reads samples without bringing anything into the page cache, where the filesystem allows it.
+ * @return 0; -EINVAL not inside the shard, -ENOMEM, or the error of open() */
+HR_API int hr_checkpoint_range_state(const struct hr_checkpoint *checkpoint, uint32_t shard_idx,
+                                     uint64_t offset_bytes, uint64_t size_bytes,
+                                     struct hr_range_state *ret_state, struct hr_error *err);
+
+/* A block size and depth that were measured on one disk. */
+struct hr_tuning {
+    uint32_t block_bytes, depth;
+    uint64_t bytes_per_s;                       /* median of the samples                      */
+    uint64_t bytes_per_s_low, bytes_per_s_high; /* its 95 % interval                          */
+    uint32_t n_samples;
+    uint64_t time_s;     /* since 1970, when it was measured                           */
+    char device[128];    /* filled in by load and save: the disk                       */
+    char filesystem[16]; /* such as "ext4"                                             */
+    char kernel[65];     /* the kernel's release                                       */
+};
+
+/* What was saved for the disk that holds most of the model, by this kernel and filesystem. Streams
+ * use it on their own where neither block_bytes nor depth is given.
+ * @param ret_path  NULL, or takes the file's name, for free(); NULL in it where none can be made
+ * @return 1; 0 nothing saved; -EBADMSG a file that hr_tuning_save() did not write, -ENOMEM, or the
+ *         error of open() or read() */
+HR_API int hr_tuning_load(const struct hr_checkpoint *checkpoint, struct hr_tuning *ret_tuning,
+                          char **ret_path, struct hr_error *err);
+/* Save it under $XDG_CACHE_HOME/headrace or ~/.cache/headrace, one file for each disk.
+ * @return 0; -EINVAL values out of range, -ENOENT neither of the two variables is set, or an error
+ *         of mkdir(), open(), write() or rename() */
+HR_API int hr_tuning_save(const struct hr_checkpoint *checkpoint, struct hr_tuning *tuning,
+                          char **ret_path, struct hr_error *err);
 
 /* ---- Qwen-Image DiT ----------------------------------------------------------------- */
 

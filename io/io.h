@@ -16,6 +16,8 @@
  *                  implement it
  *   file.c         O_DIRECT and its alignment, asked from the file itself
  *   page_cache.c   what of a file is in memory already
+ *   extents.c      whether a part of a file has bytes on a disk at all
+ *   device.c       which disk that is
  *   latency.c      percentiles
  *
  * Inside the folder io/backend.h holds the backend's interface; other folders need only this file.
@@ -118,6 +120,21 @@ bool hr_reader_file_direct(const struct hr_reader *reader, uint32_t file_idx);
 
 /* Bytes of this part of a file that lie in the page cache; 0 where the kernel does not say. */
 uint64_t hr_io_cached_bytes(int fd, uint64_t offset_bytes, uint64_t size_bytes);
+
+/* What a part of a file would measure; see headrace.h.
+ * @return 0; -EINVAL no part of the file, -ENOMEM, or the error of open() */
+int hr_io_range_state(const struct hr_read_file *source, uint64_t offset_bytes, uint64_t size_bytes,
+                      struct hr_range_state *ret_state, struct hr_error *err);
+
+/* The disk of a file, the same after a reboot where the disk has a serial number. Printable, not
+ * checked for strange characters. */
+struct hr_device_identity {
+    char device[128]; /* such as "nvme0n1 S4EWNX0R123456"; else the filesystem's id, or st_dev */
+    char filesystem[16];
+    char kernel[65];
+};
+/* @return 0 or a negative errno */
+int hr_io_device_identity(int fd, struct hr_device_identity *ret_identity);
 
 /* Async-signal-safe. Waiting and later hr_reader_next() return -ECANCELED within 100 ms. */
 void hr_reader_interrupt(struct hr_reader *reader);
