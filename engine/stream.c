@@ -102,6 +102,7 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
         .depth = stream->is_tuned ? stream->tuning.depth : params->depth,
         .io = params->io,
         .direct = params->direct,
+        .small_pages = params->huge_pages == HR_SWITCH_OFF,
         .describe = describe_range,
         .describe_user = stream,
         .trace = params->trace,

@@ -170,19 +170,22 @@ HR_API void hr_trace_close(struct hr_trace **trace);
 
 /* ---- stream ------------------------------------------------------------------------- */
 
+enum hr_switch { HR_SWITCH_AUTO, HR_SWITCH_ON, HR_SWITCH_OFF };
 enum hr_direct { HR_DIRECT_AUTO, HR_DIRECT_ON, HR_DIRECT_OFF };
 
 /* All zero: the library's choice. */
 struct hr_stream_params {
-    uint64_t ring_bytes;    /* memory for weights in flight; 0: 192 MiB                          */
-    uint32_t block_bytes;   /* bytes of one read; 0: as saved for this disk, else 4 MiB          */
-    uint32_t depth;         /* reads in flight; 0: as saved for this disk, else 16. What is saved
-                               (see hr_tuning) counts only where both are 0                      */
-    const char *io;         /* "io_uring", "libaio", "pread", NULL or "auto": first that works;
-                               the environment variable HEADRACE_IO stands in for NULL           */
-    enum hr_direct direct;  /* O_DIRECT; AUTO: where the filesystem takes it and the file is not
-                               in the page cache already                                        */
-    struct hr_trace *trace; /* records into it; borrowed until close; NULL: no trace           */
+    uint64_t ring_bytes;   /* memory for weights in flight; 0: 192 MiB                          */
+    uint32_t block_bytes;  /* bytes of one read; 0: as saved for this disk, else 4 MiB          */
+    uint32_t depth;        /* reads in flight; 0: as saved for this disk, else 16. What is saved
+                              (see hr_tuning) counts only where both are 0                      */
+    const char *io;        /* "io_uring", "libaio", "pread", NULL or "auto": first that works;
+                              the environment variable HEADRACE_IO stands in for NULL           */
+    enum hr_direct direct; /* O_DIRECT; AUTO: where the filesystem takes it and the file is not
+                              in the page cache already                                        */
+    enum hr_switch huge_pages; /* OFF: the ring is of small pages. AUTO and ON: of huge ones as
+                                  far as the kernel gives any                                  */
+    struct hr_trace *trace;    /* records into it; borrowed until close; NULL: no trace           */
 };
 
 /* A tensor, or a band of rows of a large one: at most 32 MiB, cut by dtype and shape alone. Rows
@@ -318,8 +321,6 @@ enum hr_activation {
     HR_ACTIVATION_GELU_TANH, /* the model's own, as in diffusers     */
     HR_ACTIVATION_QUICK_GELU /* x * sigmoid(1.702 x), as in DiffSynth */
 };
-
-enum hr_switch { HR_SWITCH_AUTO, HR_SWITCH_ON, HR_SWITCH_OFF };
 
 enum {
     HR_LATENT_CHANNELS = 16,

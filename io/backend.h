@@ -55,7 +55,7 @@ struct hr_ring {
 };
 
 /* Map and touch size_bytes (a multiple of 2 MiB). @return 0 or -ENOMEM. */
-int hr_ring_init(struct hr_ring *ring, uint64_t size_bytes, struct hr_error *err);
+int hr_ring_init(struct hr_ring *ring, uint64_t size_bytes, bool huge_pages, struct hr_error *err);
 void hr_ring_uninit(struct hr_ring *ring); /* a zeroed ring is fine */
 
 /* ---- backends ----------------------------------------------------------------------- */

@@ -60,6 +60,7 @@ struct hr_reader_params {
     const char *io;       /* backend; NULL or "auto": HEADRACE_IO, else the first that works.
                              A backend that was named is never substituted                */
     enum hr_direct direct;
+    bool small_pages; /* no huge pages for the ring */
     /* Writes what a range is ("tensor x, rows a to b") for error messages; NULL: nothing. */
     void (*describe)(void *user, uint32_t range_idx, char *buf, size_t buf_bytes);
     void *describe_user;

@@ -157,7 +157,8 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
     if (r == 0)
         r = init_blocks(reader, err);
     if (r == 0)
-        r = hr_ring_init(&reader->ring, hr_align_up(params->ring_bytes, RING_UNIT_BYTES), err);
+        r = hr_ring_init(&reader->ring, hr_align_up(params->ring_bytes, RING_UNIT_BYTES),
+                         !params->small_pages, err);
     if (r == 0) {
         reader->stats.ring_bytes = reader->ring.size_bytes;
         reader->stats.huge_bytes = reader->ring.huge_bytes;

@@ -91,18 +91,21 @@ static void choose_nodes(void *base, size_t size_bytes)
     syscall(SYS_mbind, base, size_bytes, INTERLEAVE, nodes, NODES + 1, 0);
 }
 
-int hr_ring_init(struct hr_ring *ring, uint64_t size_bytes, struct hr_error *err)
+int hr_ring_init(struct hr_ring *ring, uint64_t size_bytes, bool huge_pages, struct hr_error *err)
 {
     hr_assert(size_bytes > 0 && size_bytes % HUGE_BYTES == 0);
 
-    uint8_t *huge = map_anonymous(size_bytes, MAP_HUGETLB | MAP_HUGE_2MB | MAP_POPULATE);
+    uint8_t *huge = NULL;
+
+    if (huge_pages)
+        huge = map_anonymous(size_bytes, MAP_HUGETLB | MAP_HUGE_2MB | MAP_POPULATE);
     ring->base = huge ? huge : map_aligned(size_bytes);
     if (!ring->base)
         return hr_error_set(err, -ENOMEM, "no memory for a ring of %" PRIu64 " MiB",
                             size_bytes / HR_MIB);
     ring->size_bytes = size_bytes;
     if (!huge)
-        madvise(ring->base, size_bytes, MADV_HUGEPAGE);
+        madvise(ring->base, size_bytes, huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     /* A child process has no use for it, and fork() would copy pages that are pinned. */
     madvise(ring->base, size_bytes, MADV_DONTFORK);
     choose_nodes(ring->base, size_bytes);

@@ -65,7 +65,7 @@ static void test_every_byte(void **state)
     static const struct hr_stream_params settings[] = {
         {.io = "pread", .direct = HR_DIRECT_OFF},
         {.io = "pread", .block_bytes = 64 << 10, .depth = 2, .ring_bytes = 70 << 20},
-        {.io = NULL},
+        {.huge_pages = HR_SWITCH_OFF},
     };
     const uint32_t n = hr_checkpoint_n_tensors(model.checkpoint);
     const char **names = calloc(n, sizeof(*names));
@@ -95,6 +95,7 @@ static void test_every_byte(void **state)
         assert_int_equal(stats.units, units);
         assert_int_equal(stats.bytes_used, bytes);
         assert_true(stats.bytes_read >= bytes);
+        assert_true(settings[s].huge_pages != HR_SWITCH_OFF || stats.huge_bytes == 0);
         hr_stream_close(&stream);
     }
     free(names);
