@@ -378,6 +378,16 @@ class Model:
                 self._close_work()
             self._zero_cond_t, self._params.zero_cond_t = value, switch
 
+    @property
+    def ahead(self) -> list[float]:
+        """Timesteps that were given up front and are yet to be done."""
+        return list(self._ahead)
+
+    def set_lora(self, loras: Sequence[tuple[str, float]]) -> None:
+        """Use these LoRA files, each with its strength, from the next call on; none: the model alone."""
+        if loras and not hasattr(self._params, "loras"):
+            raise ValueError("LoRA is not supported by this version of the library")
+
     def rest(self) -> None:
         """Give back the memory of activations, ring and resident weights; the next call takes it again."""
         with self._lock:
