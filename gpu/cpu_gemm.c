@@ -9,6 +9,8 @@
 
 #include <errno.h>
 #include <oneapi/dnnl/dnnl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -225,6 +227,25 @@ int hr_gemm_get(struct hr_gemm *gemm, const struct hr_gemm_op **ret_op,
     return 0;
 }
 
+/* Kernels of oneDNN for AVX2 use the stack pointer for data. A signal handler that ran in between
+ * would have its frame written there, over the heap. The pool's own threads take no signals at all;
+ * the caller's thread, which is thread 0, takes none during a product. */
+static void block_signals(unsigned thread_idx, sigset_t *before)
+{
+    sigset_t all;
+
+    if (thread_idx > 0)
+        return;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, before);
+}
+
+static void restore_signals(unsigned thread_idx, const sigset_t *before)
+{
+    if (thread_idx == 0)
+        pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
 int hr_gemm_run(struct hr_gemm *gemm, const struct hr_gemm_op *op, unsigned thread_idx,
                 const void *a, const void *b, float *c)
 {
@@ -235,6 +256,7 @@ int hr_gemm_run(struct hr_gemm *gemm, const struct hr_gemm_op *op, unsigned thre
                                    gemm->scratch[thread_idx]};
     dnnl_exec_arg_t args[N_ARGS];
     dnnl_status_t status = dnnl_success;
+    sigset_t signals;
     int n = 0;
 
     while (n < N_ARGS && status == dnnl_success) {
@@ -242,10 +264,12 @@ int hr_gemm_run(struct hr_gemm *gemm, const struct hr_gemm_op *op, unsigned thre
         status = dnnl_memory_create(&args[n].memory, op->desc[n], gemm->engine, address[n]);
         n += status == dnnl_success;
     }
+    block_signals(thread_idx, &signals);
     if (status == dnnl_success)
         status = dnnl_primitive_execute(op->primitive, gemm->streams[thread_idx], N_ARGS, args);
     if (status == dnnl_success)
         status = dnnl_stream_wait(gemm->streams[thread_idx]);
+    restore_signals(thread_idx, &signals);
     while (n > 0)
         dnnl_memory_destroy(args[--n].memory);
     return error_of(status);

@@ -13,6 +13,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 
 /* Small stacks: of larger ones the system would make huge pages. */
@@ -168,6 +169,7 @@ int hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks)
 int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads, const atomic_int *cancelled)
 {
     struct hr_pool *pool = calloc(1, sizeof(*pool) + n_threads * sizeof(pool->workers[0]));
+    sigset_t all, before;
     pthread_attr_t attr;
     int rc = 0;
 
@@ -184,6 +186,9 @@ int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads, const atomic_int
         pool->omp_set_num_threads = NULL;
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, STACK_BYTES);
+    /* Workers inherit this: signals are the caller's, and cpu_gemm.c says why not theirs. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (pool->n_workers + 1 < n_threads && rc == 0) {
         struct worker *worker = &pool->workers[pool->n_workers];
 
@@ -194,6 +199,7 @@ int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads, const atomic_int
             pool->n_workers++;
         }
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attr);
     if (rc < 0) {
         hr_pool_close(&pool);

@@ -3,12 +3,15 @@
  * is held to: values worked out by hand. */
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 
 #include <cmocka.h>
 
@@ -378,6 +381,63 @@ static void test_reference(void **state)
     assert_true(y[0] == 10.0f + 0.5f * 11.5f && y[1] == 20.0f - 2.0f);
 }
 
+/* ---- signals ------------------------------------------------------------------------ */
+
+static volatile sig_atomic_t n_signals, n_elsewhere;
+static uintptr_t stack_begin, stack_end;
+
+static void on_alarm(int sig)
+{
+    const uintptr_t here = (uintptr_t) &sig;
+
+    n_signals++;
+    n_elsewhere += here < stack_begin || here >= stack_end;
+}
+
+/* A handler runs on the caller's stack, whatever a product does with the stack pointer. */
+static void test_signals(void **state)
+{
+    enum { T = 256, K = 512, N = 512, ROUNDS = 60 };
+    const struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
+    static float x[T * K], w[N * K], y[T * N];
+    struct sigaction sa = {.sa_handler = on_alarm, .sa_flags = SA_RESTART}, before;
+    const struct hr_linear p = {.x = x,
+                                .x_dtype = HR_DTYPE_F32,
+                                .x_stride = K,
+                                .w = w,
+                                .w_dtype = HR_DTYPE_F32,
+                                .n_tokens = T,
+                                .n_in = K,
+                                .n_out = N,
+                                .out = y,
+                                .out_dtype = HR_DTYPE_F32,
+                                .out_stride = N};
+    struct check_device device;
+    pthread_attr_t attr;
+    size_t stack_bytes;
+    void *stack;
+
+    (void) state;
+    assert_int_equal(pthread_getattr_np(pthread_self(), &attr), 0);
+    pthread_attr_getstack(&attr, &stack, &stack_bytes);
+    pthread_attr_destroy(&attr);
+    stack_begin = (uintptr_t) stack;
+    stack_end = stack_begin + stack_bytes;
+    for (size_t i = 0; check_device_get(&device, i); i++) {
+        struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_F32, 2);
+
+        assert_int_equal(sigaction(SIGALRM, &sa, &before), 0);
+        setitimer(ITIMER_REAL, &often, NULL);
+        for (int round = 0; round < ROUNDS; round++)
+            assert_int_equal(hr_gpu_linear(gpu, &p), 0);
+        setitimer(ITIMER_REAL, &never, NULL);
+        sigaction(SIGALRM, &before, NULL);
+        hr_gpu_close(&gpu);
+    }
+    assert_true(n_signals > 0);
+    assert_int_equal(n_elsewhere, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -386,6 +446,7 @@ int main(void)
         cmocka_unit_test(test_weights),        cmocka_unit_test(test_pool),
         cmocka_unit_test(test_pool_cancelled), cmocka_unit_test(test_cancelled),
         cmocka_unit_test(test_reference),      cmocka_unit_test(test_scratch_bytes),
+        cmocka_unit_test(test_signals),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
