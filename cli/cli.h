@@ -27,8 +27,11 @@ enum cli_verb_bit {
     CLI_SYNTH = 1 << 2,
     CLI_INPUTS = 1 << 3,
     CLI_DENOISE = 1 << 4,
-    CLI_RUN = CLI_FORWARD | CLI_DENOISE, /* those that run the model */
-    CLI_ALL = CLI_RUN | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
+    CLI_CHECKSUM = 1 << 5,
+    CLI_VERIFY = 1 << 6,
+    CLI_RUN = CLI_FORWARD | CLI_DENOISE,  /* those that run the model */
+    CLI_READ = CLI_CHECKSUM | CLI_VERIFY, /* those that read a model and do not run it */
+    CLI_ALL = CLI_RUN | CLI_READ | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
 };
 
 enum { CLI_PATHS_MAX = 256 };
@@ -44,7 +47,7 @@ struct cli_options {
         const char *items[HR_SAMPLES_MAX];
         uint32_t n;
     } inputs;
-    const char *output, *trace, *resume, *device, *io, *cache_dir, *prefix;
+    const char *output, *manifest, *trace, *resume, *device, *io, *cache_dir, *prefix;
     uint64_t ram_bytes, ring_bytes, block_bytes;
     uint64_t depth, n_threads, n_layers, n_repeat;
     uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
@@ -68,6 +71,8 @@ int cli_inspect(const struct cli_options *o);
 int cli_synth(const struct cli_options *o);
 int cli_inputs(const struct cli_options *o);
 int cli_denoise(const struct cli_options *o);
+int cli_checksum(const struct cli_options *o);
+int cli_verify(const struct cli_options *o);
 
 /* "headrace: MESSAGE" on standard error; returns CLI_FAILED. */
 int cli_fail(const struct hr_error *err);
@@ -104,6 +109,7 @@ void cli_tensors_free(struct cli_tensors *tensors);
 /* Read all --inputs. @return how many, or a negative errno; free each */
 int cli_read_inputs(struct cli_tensors *tensors, const struct cli_options *o,
                     const struct hr_checkpoint *model, bool loop, struct hr_error *err);
+struct hr_stream_params cli_stream_params(const struct cli_options *o);
 struct hr_dit_params cli_dit_params(const struct cli_options *o);
 /* Statistics that forward and denoise share, as members of obj or as lines. */
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
@@ -151,6 +157,7 @@ void cli_progress_block(void *user, const struct hr_dit_progress *progress);
  * most, so that the log of a long run tells how far it is. */
 void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *step);
 void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total);
+void cli_progress_reading(void *user, uint64_t bytes_done, uint64_t bytes_total);
 void cli_progress_clear(void);
 
 /* "40.86 GB", "297 MB". */

@@ -9,17 +9,21 @@
 /* ---- shared with denoise ----------------------------------------------------------------------
  */
 
+struct hr_stream_params cli_stream_params(const struct cli_options *o)
+{
+    return (struct hr_stream_params){
+        .ring_bytes = o->ring_bytes,
+        .block_bytes = (uint32_t) o->block_bytes,
+        .depth = (uint32_t) o->depth,
+        .io = o->io,
+        .direct = (enum hr_direct) o->direct,
+    };
+}
+
 struct hr_dit_params cli_dit_params(const struct cli_options *o)
 {
     return (struct hr_dit_params){
-        .stream =
-            {
-                .ring_bytes = o->ring_bytes,
-                .block_bytes = (uint32_t) o->block_bytes,
-                .depth = (uint32_t) o->depth,
-                .io = o->io,
-                .direct = (enum hr_direct) o->direct,
-            },
+        .stream = cli_stream_params(o),
         .device = o->device,
         .ram_bytes = o->ram_bytes,
         .n_threads = (uint32_t) o->n_threads,

@@ -24,6 +24,10 @@ static const struct verb {
      "make a model of the published sizes, or others, with known values"},
     {"inputs", CLI_INPUTS, cli_inputs, "MODEL --output in.safetensors",
      "make inputs of known values that fit a model"},
+    {"checksum", CLI_CHECKSUM, cli_checksum, "MODEL [--output manifest.json]",
+     "a manifest of checksums, to standard output or a file"},
+    {"verify", CLI_VERIFY, cli_verify, "MODEL --manifest manifest.json",
+     "compare a model with a manifest: each damaged tensor by name and place"},
 };
 
 static const size_t n_verbs = sizeof(verbs) / sizeof(verbs[0]);

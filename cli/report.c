@@ -66,17 +66,28 @@ void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *st
             cli_duration(eta, step->eta_ns));
 }
 
-void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total)
+static void progress_bytes(const char *what, uint64_t bytes_done, uint64_t bytes_total)
 {
     char done[32], total[32];
 
-    (void) user;
-    fprintf(stderr, "\r\033[Kwriting %s of %s", cli_size(done, bytes_done),
+    fprintf(stderr, "\r\033[K%s %s of %s", what, cli_size(done, bytes_done),
             cli_size(total, bytes_total));
     fflush(stderr);
     line_open = true;
     if (bytes_done == bytes_total)
         cli_progress_clear();
+}
+
+void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total)
+{
+    (void) user;
+    progress_bytes("writing", bytes_done, bytes_total);
+}
+
+void cli_progress_reading(void *user, uint64_t bytes_done, uint64_t bytes_total)
+{
+    (void) user;
+    progress_bytes("reading", bytes_done, bytes_total);
 }
 
 const char *cli_printable(char *buf, size_t buf_bytes, const char *text)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* formats.h -- what the bytes of a model mean: dtypes, safetensors headers, shard index, config.
+/* formats.h -- what the bytes of a model mean: dtypes, safetensors headers, shard index, config,
+ * manifest.
  *
  * Pure functions of memory: no files, no threads, no device. Everything parsed here comes from
  * strangers; a malformed text gives -EBADMSG and one line saying what is wrong and where, a
@@ -122,6 +123,45 @@ struct hr_index {
 int hr_index_parse(struct hr_index *ret_index, const char *json, size_t json_bytes,
                    const char *what, struct hr_error *err);
 void hr_index_uninit(struct hr_index *index);
+
+/* ---- manifest ----------------------------------------------------------------------- */
+
+enum { HR_MANIFEST_BYTES_MAX = 2 * HR_HEADER_BYTES_MAX };
+
+struct hr_hash {
+    uint64_t high, low; /* XXH3-128; as text 32 hexadecimal digits, high first */
+};
+
+/* headrace.h's hr_manifest: what a model's bytes were when it was made. */
+struct hr_manifest {
+    struct hr_manifest_file {
+        const char *name; /* base name                                              */
+        uint64_t size_bytes;
+        uint64_t mtime_ns;     /* since 1970; information                           */
+        struct hr_hash header; /* of the 8 bytes of length and the JSON behind them */
+    } * files;                 /* n_files, sorted by name                           */
+    uint32_t n_files;
+    struct hr_manifest_tensor {
+        const char *name;
+        const char *type; /* dtype and shape, such as "BF16 [64, 3072]"             */
+        uint32_t file_idx;
+        uint64_t begin_bytes, size_bytes; /* in the file                            */
+        struct hr_hash hash;
+    } * tensors; /* n_tensors, sorted by name                                       */
+    uint32_t n_tensors;
+    bool has_config;
+    struct hr_hash config; /* of config.json */
+    void *storage;
+};
+
+/* @return 0; -EBADMSG, also for a key that is not known: it may mean that more must be checked */
+int hr_manifest_parse(struct hr_manifest *ret_manifest, const char *json, size_t json_bytes,
+                      const char *what, struct hr_error *err);
+/* The text, one line for each file and tensor, free() it.
+ * @return 0, -ENOMEM, or -EINVAL for a name that JSON cannot hold */
+int hr_manifest_build(char **ret_text, size_t *ret_bytes, const struct hr_manifest *manifest,
+                      struct hr_error *err);
+void hr_manifest_uninit(struct hr_manifest *manifest);
 
 /* ---- model config ------------------------------------------------------------------- */
 

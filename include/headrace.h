@@ -310,6 +310,81 @@ HR_API int hr_tuning_load(const struct hr_checkpoint *checkpoint, struct hr_tuni
 HR_API int hr_tuning_save(const struct hr_checkpoint *checkpoint, struct hr_tuning *tuning,
                           char **ret_path, struct hr_error *err);
 
+/* ---- checksums ---------------------------------------------------------------------- */
+
+/* What the bytes of a model were when the manifest was made: XXH3-128 of every tensor, of every
+ * file's header and of config.json. It tells damage, not intent: XXH3 is no cryptographic hash.
+ * Tensors that a checkpoint leaves out (those that its index does not list, or that lie beside the
+ * model's prefix) are no part of it. */
+struct hr_manifest;
+
+/* All zero: the library's choice. */
+struct hr_verify_params {
+    struct hr_stream_params stream;
+    void (*progress)(void *user, uint64_t bytes_done, uint64_t bytes_total);
+    void *progress_user;
+    const volatile int *cancel; /* polled; not 0: stop with -ECANCELED */
+};
+
+/* Read all tensors once, in the order of the files. Close the manifest.
+ * @return 0; -EINVAL two files of the model have the same name, or an error of the stream */
+HR_API int hr_manifest_make(struct hr_manifest **ret_manifest,
+                            const struct hr_checkpoint *checkpoint,
+                            const struct hr_verify_params *params, struct hr_error *err);
+/* @return 0; -EBADMSG no manifest, or a malformed one; or the error of open() or read() */
+HR_API int hr_manifest_read(struct hr_manifest **ret_manifest, const char *path,
+                            struct hr_error *err);
+/* Write the manifest, JSON, so that `path` is whole or untouched. */
+HR_API int hr_manifest_write(const struct hr_manifest *manifest, const char *path,
+                             struct hr_error *err);
+/* The same text in memory, ending in NUL; free() it. */
+HR_API int hr_manifest_text(const struct hr_manifest *manifest, char **ret_text,
+                            struct hr_error *err);
+HR_API uint32_t hr_manifest_n_tensors(const struct hr_manifest *manifest);
+HR_API void hr_manifest_close(struct hr_manifest **manifest);
+
+enum hr_damage_kind {
+    HR_DAMAGE_FILE_MISSING, /* listed, and no file of the model                       */
+    HR_DAMAGE_FILE_EXTRA,   /* a file of the model that is not listed                 */
+    HR_DAMAGE_FILE_SIZE,
+    HR_DAMAGE_HEADER, /* other bytes than when the manifest was made                  */
+    HR_DAMAGE_CONFIG, /* config.json: other bytes, or one of the two has none         */
+    HR_DAMAGE_TENSOR_MISSING,
+    HR_DAMAGE_TENSOR_EXTRA,
+    HR_DAMAGE_TENSOR_TYPE, /* another dtype, shape or size                            */
+    HR_DAMAGE_TENSOR_DATA, /* other bytes                                             */
+};
+
+struct hr_damage {
+    enum hr_damage_kind kind;
+    const char *file;   /* its name without folders                                      */
+    const char *tensor; /* NULL: the file as a whole                                     */
+    uint64_t begin_bytes, size_bytes; /* in the file: of the tensor, the header, the file */
+    const char *was, *is; /* TENSOR_TYPE: such as "BF16 [64, 3072]"; else NULL           */
+};
+
+/* What is damaged, in one line that is safe to print. @return buf */
+HR_API const char *hr_damage_text(const struct hr_damage *damage, char *buf, size_t buf_bytes);
+
+typedef void hr_damage_fn(void *user, const struct hr_damage *damage);
+
+struct hr_verify_stats {
+    uint32_t n_tensors; /* whose bytes were compared */
+    uint64_t bytes;     /* of them                   */
+    uint64_t wall_ns;
+    struct hr_stream_stats stream;
+};
+
+/* Read all tensors that are both listed and there, once, in the order of the files, and compare.
+ * @param damage     called for each difference: files first, then tensors in the order of the
+ *                   files, then those that are missing. May be NULL
+ * @param ret_stats  may be NULL
+ * @return how many differences; -EINVAL the manifest shares no tensor with the model; or an error
+ *         of the stream */
+HR_API int hr_verify(const struct hr_checkpoint *checkpoint, const struct hr_manifest *manifest,
+                     const struct hr_verify_params *params, hr_damage_fn *damage, void *user,
+                     struct hr_verify_stats *ret_stats, struct hr_error *err);
+
 /* ---- Qwen-Image DiT ----------------------------------------------------------------- */
 
 enum hr_precision {

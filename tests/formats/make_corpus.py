@@ -45,6 +45,10 @@ class Corpus:
         verdict = "ok" if isinstance(detail, int) else "EBADMSG"
         self.add("index", name, text.encode() if isinstance(text, str) else text, verdict, detail)
 
+    def manifest(self, name, text, detail):
+        verdict = "ok" if isinstance(detail, int) else "EBADMSG"
+        self.add("manifest", name, text.encode() if isinstance(text, str) else text, verdict, detail)
+
     def config(self, name, text, verdict, detail=""):
         self.add("config", name, text.encode() if isinstance(text, str) else text, verdict, detail)
 
@@ -356,6 +360,43 @@ def configs(c):
         c.config(f"bad_truncated_{n:03}", text[:n], "EBADMSG")
 
 
+def manifests(c):
+    digits = "0123456789abcdef" * 2
+
+    def change(**more):
+        whole = {"headrace_manifest": 1, "hash": "xxh3-128", "config": digits,
+                 "files": {f"m-{i}.safetensors": {"size_bytes": 1000 + i, "mtime_ns": i, "header": digits}
+                           for i in range(3)},
+                 "tensors": {f"t.{i}": {"file": f"m-{i % 3}.safetensors", "type": f"BF16 [{i}]",
+                                        "range": [100 + i, 100 + 3 * i], "data": digits} for i in range(12)}}
+        whole.update(more)
+        return json.dumps({k: v for k, v in whole.items() if v is not None})
+
+    tensor = json.loads(change())["tensors"]["t.1"]
+    c.manifest("ok_whole", change(), 12)
+    c.manifest("ok_no_config", change(config=None), 12)
+    c.manifest("ok_no_tensors", change(tensors={}), 0)
+    c.manifest("ok_nothing", change(tensors={}, files={}), 0)
+    c.manifest("ok_name", change(tensors={"\u00e9 \" \\": tensor}), 1)
+    for key in ("headrace_manifest", "hash", "files", "tensors"):
+        c.manifest(f"bad_without_{key}", change(**{key: None}), "no manifest")
+        c.manifest(f"bad_type_{key}", change(**{key: [1]}), "")
+    for key in tensor:
+        c.manifest(f"bad_tensor_without_{key}", change(tensors={"t": {k: v for k, v in tensor.items() if k != key}}),
+                   'tensor "t"')
+        for i, value in enumerate(([], "x", -1, [1, 2, 3], [5, 2**70], "0" * 31 + "g")):
+            if key != "type" or not isinstance(value, str):
+                c.manifest(f"bad_tensor_{key}_{i}", change(tensors={"t": {**tensor, key: value}}), 'tensor "t"')
+    c.manifest("bad_version", change(headrace_manifest=2), "version")
+    c.manifest("bad_hash", change(hash="crc32"), "hash")
+    c.manifest("bad_more", change(more=1), "more")
+    c.manifest("bad_utf8", b'{"headrace_manifest":1,"\xff":1}', "")
+    c.manifest("bad_deep", change()[:-1] + ',"x":' + "[" * 5000, "nested too deeply")
+    text = change()
+    for n in range(1, len(text), 97):
+        c.manifest(f"bad_truncated_{n:04}", text[:n], "")
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     shutil.rmtree(folder, ignore_errors=True)
@@ -367,6 +408,7 @@ def main():
     hostile_ranges(corpus)
     indices(corpus)
     configs(corpus)
+    manifests(corpus)
     (folder / "verdicts.txt").write_text("".join(corpus.verdicts))
     pathlib.Path(sys.argv[2]).touch()
     os.utime(sys.argv[2])

@@ -53,6 +53,18 @@ static int parse_config(const uint8_t *data, size_t bytes, uint32_t *ret_n, stru
     return hr_config_parse(&config, (const char *) data, bytes, "file", err);
 }
 
+static int parse_manifest(const uint8_t *data, size_t bytes, uint32_t *ret_n, struct hr_error *err)
+{
+    struct hr_manifest manifest;
+    const int r = hr_manifest_parse(&manifest, (const char *) data, bytes, "file", err);
+
+    if (r < 0)
+        return r;
+    *ret_n = manifest.n_tensors;
+    hr_manifest_uninit(&manifest);
+    return 0;
+}
+
 static int verdict_code(const char *verdict)
 {
     if (strcmp(verdict, "EBADMSG") == 0)
@@ -81,6 +93,8 @@ static bool check_file(const char *name, const char *verdict, const char *detail
         r = parse_header(data, bytes, &n, &err);
     else if (strncmp(name, "index/", 6) == 0)
         r = parse_index(data, bytes, &n, &err);
+    else if (strncmp(name, "manifest/", 9) == 0)
+        r = parse_manifest(data, bytes, &n, &err);
     else
         r = parse_config(data, bytes, &n, &err);
     free(data);
