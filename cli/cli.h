@@ -35,6 +35,7 @@ enum cli_verb_bit {
 };
 
 enum { CLI_PATHS_MAX = 256 };
+#define CLI_NOT_GIVEN (~0u) /* of a choice without a default */
 
 /* All values that options can set. 0 and NULL: not given. */
 struct cli_options {
@@ -56,7 +57,8 @@ struct cli_options {
     double timestep, strength, cfg_scale, mu; /* NAN: not given; a timestep may be NAN, too */
     bool timestep_given;
     bool cfg_norm;
-    unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding; /* choices */
+    unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding,
+        verify; /* choices */
 };
 
 /* Parse argv after the verb. Prints what is wrong and returns CLI_USAGE, or CLI_OK. */
@@ -111,6 +113,9 @@ int cli_read_inputs(struct cli_tensors *tensors, const struct cli_options *o,
                     const struct hr_checkpoint *model, bool loop, struct hr_error *err);
 struct hr_stream_params cli_stream_params(const struct cli_options *o);
 struct hr_dit_params cli_dit_params(const struct cli_options *o);
+/* Read --manifest, if it was given, and have `params` use it; close it after the model. */
+int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_options *o,
+                      struct hr_dit_params *params, struct hr_error *err);
 /* Statistics that forward and denoise share, as members of obj or as lines. */
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
 void cli_stats_text(const struct hr_dit_stats *stats);

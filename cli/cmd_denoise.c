@@ -15,6 +15,7 @@ struct loop {
     float *latents[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
     struct hr_denoise *denoise;
     struct hr_trace *trace;
+    struct hr_manifest *manifest;
     struct cli_progress progress;
     struct hr_denoise_step *steps; /* of this run */
     uint32_t n_steps;              /* of them     */
@@ -82,6 +83,8 @@ static int run(struct loop *loop, struct hr_error *err)
     if (r == 0)
         r = cli_open_trace(&loop->trace, loop->o, err);
     params.dit.stream.trace = loop->trace;
+    if (r == 0)
+        r = cli_take_manifest(&loop->manifest, loop->o, &params.dit, err);
     for (uint32_t i = 0; i < loop->o->inputs.n; i++)
         pictures[i] = (struct hr_picture){
             .inputs = loop->inputs[i],
@@ -236,6 +239,7 @@ int cli_denoise(const struct cli_options *o)
         free(loop.latents[i]);
     }
     hr_checkpoint_close(&loop.model);
+    hr_manifest_close(&loop.manifest);
     free(loop.steps);
     return code;
 }

@@ -37,6 +37,18 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o)
     };
 }
 
+int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_options *o,
+                      struct hr_dit_params *params, struct hr_error *err)
+{
+    if (!o->manifest || o->verify == HR_VERIFY_OFF)
+        return 0;
+    params->verify = o->verify == CLI_NOT_GIVEN ? HR_VERIFY_FIRST : (enum hr_verify_when) o->verify;
+    const int r = hr_manifest_read(ret_manifest, o->manifest, err);
+
+    params->manifest = *ret_manifest;
+    return r;
+}
+
 int cli_read_inputs(struct cli_tensors *tensors, const struct cli_options *o,
                     const struct hr_checkpoint *model, bool loop, struct hr_error *err)
 {
@@ -86,6 +98,8 @@ void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
 
     json_object_update(obj, members);
     json_decref(members);
+    json_object_set_new(obj, "verified_bytes", json_integer((json_int_t) s->verified_bytes));
+    json_object_set_new(obj, "verify_s", json_real(cli_seconds(s->verify_ns)));
 }
 
 void cli_stats_text(const struct hr_dit_stats *s)
@@ -99,6 +113,9 @@ void cli_stats_text(const struct hr_dit_stats *s)
     printf("memory    peak %s of the whole process (ring %s, activations %s)\n",
            cli_size(a, s->peak_memory_bytes), cli_size(b, s->stream.ring_bytes),
            cli_size(c, s->activation_bytes));
+    if (s->verified_bytes > 0)
+        printf("verified  %s, as in the manifest, in %.2f s\n", cli_size(a, s->verified_bytes),
+               cli_seconds(s->verify_ns));
 }
 
 /* ---- forward ----------------------------------------------------------------------------------
@@ -112,6 +129,7 @@ struct run {
     float *velocities[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
     struct hr_dit *dit;
     struct hr_trace *trace;
+    struct hr_manifest *manifest;
     struct cli_progress progress;
     double *wall_s;    /* of each forward */
     uint64_t n_repeat; /* 1 and more      */
@@ -142,6 +160,8 @@ static int compute(struct run *run, struct hr_error *err)
     if (r == 0)
         r = cli_open_trace(&run->trace, run->o, err);
     params.stream.trace = run->trace;
+    if (r == 0)
+        r = cli_take_manifest(&run->manifest, run->o, &params, err);
     if (r == 0)
         r = hr_dit_open(&run->dit, run->model, &params, run->inputs, run->o->inputs.n, err);
     if (r < 0)
@@ -272,6 +292,7 @@ int cli_forward(const struct cli_options *o)
         free(run.velocities[i]);
     }
     hr_checkpoint_close(&run.model);
+    hr_manifest_close(&run.manifest);
     free(run.wall_s);
     return code;
 }

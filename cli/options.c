@@ -50,8 +50,10 @@ static const struct option options[] = {
      "where the result goes (safetensors)"},
     {"--output", TEXT, MEMBER(output), CLI_CHECKSUM, 0, 0, NULL, "FILE",
      "where the manifest goes (default, and -: standard output)"},
-    {"--manifest", TEXT, MEMBER(manifest), CLI_VERIFY, 0, 0, NULL, "FILE",
+    {"--manifest", TEXT, MEMBER(manifest), CLI_VERIFY | CLI_RUN, 0, 0, NULL, "FILE",
      "what headrace checksum made"},
+    {"--verify", CHOICE, MEMBER(verify), CLI_RUN, 0, 0, "first|always|off", NULL,
+     "compare weights with --manifest as they stream by (default first, with a manifest)"},
     {"--device", TEXT, MEMBER(device), CLI_RUN, 0, 0, NULL, "NAME", "auto, cpu (default auto)"},
     {"--ram", SIZE, MEMBER(ram_bytes), CLI_RUN, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "bound on all memory of the process, such as 400MiB"},
@@ -376,6 +378,7 @@ int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int a
 {
     bool only_paths = false;
 
+    o->verify = CLI_NOT_GIVEN;
     o->timestep = o->strength = o->cfg_scale = o->mu = NAN;
     for (int i = 0; i < argc; i++) {
         if (!only_paths && strcmp(argv[i], "--") == 0) {
@@ -393,6 +396,8 @@ int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int a
     }
     if (o->zero_cond_t_on && o->zero_cond_t_off)
         return cli_usage("--zero-cond-t and --no-zero-cond-t exclude each other");
+    if (!o->manifest && (o->verify == HR_VERIFY_FIRST || o->verify == HR_VERIFY_ALWAYS))
+        return cli_usage("--verify needs --manifest FILE; headrace checksum makes one");
     if (o->width % 16 || o->height % 16)
         return cli_usage("--width and --height are multiples of 16 pixels");
     if (o->block_bytes & (o->block_bytes - 1))

@@ -412,6 +412,11 @@ static int copy_timesteps(struct hr_dit *dit, const struct hr_dit_params *params
     return 0;
 }
 
+static bool is_verified(const struct hr_dit_params *params)
+{
+    return params->manifest && params->verify != HR_VERIFY_OFF;
+}
+
 static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
                       const struct hr_dit_inputs *inputs, struct hr_error *err)
 {
@@ -429,6 +434,10 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
                             hr_checkpoint_path(dit->checkpoint));
     for (uint32_t i = 0; i < dit->n_samples && r == 0; i++)
         r = hr_dit_geometry_init(&dit->samples[i].geometry, &dit->model, &inputs[i], err);
+    if (r == 0 && is_verified(params))
+        r = hr_dit_verify_init(&dit->verify, dit->checkpoint, params->manifest,
+                               params->verify == HR_VERIFY_ALWAYS, dit->model.plan,
+                               dit->model.n_plan, err);
     if (r == 0)
         r = take_memory(dit, params, err);
     if (r < 0)
@@ -438,6 +447,7 @@ static int open_parts(struct hr_dit *dit, const struct hr_dit_params *params,
         .gpu = dit->gpu,
         .cancelled = &dit->cancelled,
         .resident = &dit->resident,
+        .verify = is_verified(params) ? &dit->verify : NULL,
         .trace = params->stream.trace,
         .bias = dit->shared.bias,
         .bias_max = 6 * (size_t) dit->model.width,
@@ -505,6 +515,8 @@ void hr_dit_get_stats(const struct hr_dit *dit, struct hr_dit_stats *ret_stats)
     hr_stream_get_stats(dit->stream, &ret_stats->stream);
     ret_stats->device_name = hr_gpu_name(dit->gpu);
     ret_stats->peak_memory_bytes = hr_memory_now().peak_bytes;
+    ret_stats->verified_bytes = dit->verify.bytes;
+    ret_stats->verify_ns = dit->verify.ns;
     ret_stats->n_blocks = dit->model.n_layers;
     ret_stats->blocks = dit->block_stats;
 }
@@ -524,6 +536,7 @@ void hr_dit_close(struct hr_dit **dit)
     hr_stream_close(&d->stream);
     hr_gpu_close(&d->gpu);
     hr_resident_uninit(&d->resident);
+    hr_dit_verify_uninit(&d->verify);
     hr_dit_mods_uninit(&d->mods);
     hr_dit_model_uninit(&d->model);
     for (uint32_t i = 0; i < d->n_samples; i++)

@@ -6,6 +6,7 @@
  *   dit_weights.c  the next weight, from the stream or resident, staged, used and given back
  *   dit_resident.c which weights stay in memory between passes
  *   dit_cond.c     timestep -> modulation vectors, in each forward or for all steps at once
+ *   dit_verify.c   weights compared with a manifest as they stream by
  *   dit_mods.c     where the vectors of all steps are kept
  *   dit_block.c    one transformer block
  *   dit_forward.c  embeddings, the loop over the blocks, the head
@@ -26,6 +27,7 @@
 #include "engine/dit_meter.h"
 #include "engine/dit_mods.h"
 #include "engine/dit_resident.h"
+#include "engine/dit_verify.h"
 #include "formats/formats.h"
 #include "gpu/gpu.h"
 
@@ -127,7 +129,8 @@ struct hr_feed {
     struct hr_gpu *gpu;
     const atomic_int *cancelled;
     struct hr_resident_set *resident;
-    struct hr_trace *trace; /* or NULL */
+    struct hr_dit_verify *verify; /* NULL: off */
+    struct hr_trace *trace;       /* or NULL */
     struct {
         struct hr_unit unit;
         struct hr_gpu_weight weight;
@@ -220,6 +223,7 @@ struct hr_dit {
     float *timesteps; /* n_forwards, when known up front; NULL: not */
     struct hr_dit_mods mods;
     struct hr_resident_set resident;
+    struct hr_dit_verify verify;
     uint32_t n_forwards, n_done;
     atomic_int cancelled;
     struct hr_meter meter;

@@ -137,7 +137,7 @@ static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struc
     hr_assert(r == 1);
     hr_assert(ret_unit->tensor == tensor); /* the plan and the forward pass ask in the same order */
     feed->bytes_used += ret_unit->size_bytes;
-    return 0;
+    return feed->verify ? hr_dit_verify_unit(feed->verify, ret_unit, err) : 0;
 }
 
 /* The band of `tensor` that begins at row_begin, staged. */

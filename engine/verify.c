@@ -20,11 +20,6 @@ static struct hr_hash to_hash(XXH128_hash_t hash)
     return (struct hr_hash){.high = hash.high64, .low = hash.low64};
 }
 
-static bool same_hash(struct hr_hash a, struct hr_hash b)
-{
-    return a.high == b.high && a.low == b.low;
-}
-
 int hr_tensor_hash_init(struct hr_tensor_hash *hash, struct hr_error *err)
 {
     *hash = (struct hr_tensor_hash){.state = XXH3_createState()};
@@ -414,7 +409,7 @@ static int compare_file(struct comparison *c, uint32_t shard_idx, struct hr_erro
     if (!listed)
         return 0;
     r = hash_header(c->checkpoint, shard_idx, &header, &header_bytes, err);
-    if (r == 0 && !same_hash(header, listed->header))
+    if (r == 0 && !hr_hash_equal(header, listed->header))
         found(c, &(struct hr_damage){
                      .kind = HR_DAMAGE_HEADER, .file = key.name, .size_bytes = header_bytes});
     return r;
@@ -446,7 +441,8 @@ int hr_verify_files(const struct hr_checkpoint *checkpoint, const struct hr_mani
             found(&c, &(struct hr_damage){.kind = HR_DAMAGE_FILE_MISSING,
                                           .file = manifest->files[i].name,
                                           .size_bytes = manifest->files[i].size_bytes});
-    if (has_config != manifest->has_config || (has_config && !same_hash(config, manifest->config)))
+    if (has_config != manifest->has_config ||
+        (has_config && !hr_hash_equal(config, manifest->config)))
         found(&c, &(struct hr_damage){.kind = HR_DAMAGE_CONFIG, .file = "config.json"});
     return c.n;
 }
@@ -475,7 +471,7 @@ static void compare_hashed(void *user, const struct hr_tensor *tensor, struct hr
 {
     struct comparison *c = user;
 
-    if (!same_hash(hr_manifest_find(c->manifest, tensor->name)->hash, hash))
+    if (!hr_hash_equal(hr_manifest_find(c->manifest, tensor->name)->hash, hash))
         found_tensor(c, HR_DAMAGE_TENSOR_DATA, tensor, NULL, NULL);
 }
 

@@ -26,6 +26,11 @@ void hr_tensor_hash_uninit(struct hr_tensor_hash *hash);
 bool hr_tensor_hash_add(struct hr_tensor_hash *hash, const struct hr_unit *unit,
                         struct hr_hash *ret_hash);
 
+static inline bool hr_hash_equal(struct hr_hash a, struct hr_hash b)
+{
+    return a.high == b.high && a.low == b.low;
+}
+
 /* NULL when the manifest has no tensor of that name. */
 const struct hr_manifest_tensor *hr_manifest_find(const struct hr_manifest *manifest,
                                                   const char *name);

@@ -421,6 +421,12 @@ struct hr_dit_inputs {
     float timestep; /* sigma * 1000, in 0..1000                                                */
 };
 
+enum hr_verify_when {
+    HR_VERIFY_FIRST,  /* each tensor the first time it streams */
+    HR_VERIFY_ALWAYS, /* each time                             */
+    HR_VERIFY_OFF
+};
+
 struct hr_dit_progress {
     uint32_t block_idx; /* of this forward, finished; 0 while the modulation of all is computed */
     uint32_t n_blocks;
@@ -453,6 +459,11 @@ struct hr_dit_params {
      * or more, the modulation vectors of all are computed up front, and a third of the model is
      * read once instead of in each forward. Same bits either way. */
     const float *timesteps;
+    /* Compare headers with the manifest now and tensors as they stream by; a difference is -EBADMSG
+     * and names tensor and bytes. Tensors that no forward streams are not compared. NULL: nothing
+     * is. Borrowed until close. */
+    const struct hr_manifest *manifest;
+    enum hr_verify_when verify;
     const char *spill_dir; /* for modulation vectors beyond a tenth of ram_bytes; NULL: TMPDIR */
     hr_dit_progress_fn *progress; /* after each block, also up front; on the caller's thread */
     void *progress_user;
@@ -478,6 +489,8 @@ struct hr_dit_stats {
     uint64_t activation_bytes;  /* arena for activations                                 */
     uint64_t mods_bytes;        /* modulation vectors of all steps, 0: computed in each forward  */
     bool mods_spilled;          /* they are in a temporary file                                  */
+    uint64_t verified_bytes;    /* compared with the manifest, in all forwards             */
+    uint64_t verify_ns;         /* what that took                                          */
     uint64_t peak_memory_bytes; /* of the process: VmHWM and huge pages                 */
     uint32_t n_blocks;
     const struct hr_dit_block_stats *blocks; /* n_blocks of the last forward            */

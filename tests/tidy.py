@@ -9,6 +9,7 @@ import re
 import sys
 
 LINES_MAX, FUNCTION_LINES_MAX, COLUMNS_MAX = 600, 70, 100
+MORE_LINES = {"include/headrace.h": 1200}  # the one interface, whose length is that of its comments
 GENERATED = {"tests/engine/golden_values.h"}
 MAY_INCLUDE = {
     "common": {"common", "headrace.h"},
@@ -79,8 +80,9 @@ def check_file(root, path):
         yield f"{path}: the first line names no licence"
     if path in GENERATED:
         return
-    if len(lines) - 1 > LINES_MAX:
-        yield f"{path}: {len(lines) - 1} lines; at most {LINES_MAX}"
+    lines_max = MORE_LINES.get(path, LINES_MAX)
+    if len(lines) - 1 > lines_max:
+        yield f"{path}: {len(lines) - 1} lines; at most {lines_max}"
     if not text.endswith("\n") or text.endswith("\n\n"):
         yield f"{path}: must end in one newline"
     for i, line in enumerate(lines, 1):

@@ -78,6 +78,54 @@ class Verify(ModelCase):
         self.assertEqual((damage["kind"], damage["tensor"], damage["begin_bytes"], damage["size_bytes"]),
                          ("tensor_data", name, begin, end - begin))
 
+    def tensor_at(self, part):
+        """Name, file and place of the first streamed tensor whose name has `part`."""
+        streamed = json.loads(headrace("inspect", self.copy, "--streamed", "--json").out)["tensors"]
+        return next((t["name"], self.shard(t["shard"] + 1), t["offset_bytes"], t["size_bytes"])
+                    for t in streamed if part in t["name"])
+
+    def test_while_streaming(self):
+        """A flipped bit anywhere in what streams stops the run, and no picture is written."""
+        for args in ([], ["--verify", "first"], ["--verify", "always"]):
+            result = self.forward("--manifest", self.manifest, "--repeat", 3, "--json", "--quiet", *args,
+                                  model=self.copy)
+            self.assertEqual(result.code, 0, result.err)
+            stats = json.loads(result.out)
+            streamed = json.loads(headrace("inspect", self.copy, "--json").out)["streamed"]["bytes"]
+            self.assertEqual(stats["verified_bytes"], streamed * (3 if args[1:] == ["always"] else 1))
+        for part in ("img_in.weight", "attn.to_q.bias", "mlp.net.2.weight", "proj_out.weight"):
+            name, shard, begin, size = self.tensor_at(part)
+            self.flip(shard, begin + size - 1)
+            where = (f'tensor "{name}", bytes {begin} to {begin + size - 1}', os.path.basename(shard))
+            for mode in ("first", "always"):
+                result = self.forward("--manifest", self.manifest, "--verify", mode, model=self.copy)
+                self.assert_fails(result, *where)
+            out = self.path("latents")
+            result = headrace("denoise", self.copy, "--inputs", self.inputs, "--steps", 2, "--output", out,
+                              "--manifest", self.manifest)
+            self.assert_fails(result, *where)
+            self.assertFalse(os.path.exists(out))
+            for args in ([], ["--manifest", self.manifest, "--verify", "off"]):
+                self.assertEqual(self.forward(*args, model=self.copy).code, 0)
+            self.flip(shard, begin + size - 1)
+
+    def test_while_streaming_headers(self):
+        other = self.path("other.json")
+        self.assertEqual(headrace("checksum", self.inputs, "--output", other).code, 0)
+        self.assert_fails(self.forward("--manifest", other, model=self.copy), "not as its manifest says")
+        self.assert_fails(self.forward("--manifest", self.inputs, model=self.copy), "in.safetensors")
+        for name, change in (("part.json", lambda t: t.pop("img_in.bias")),
+                             ("type.json", lambda t: t["img_in.bias"].update(type="F16 [128]"))):
+            with open(self.manifest, encoding="utf-8") as f:
+                manifest = json.load(f)
+            change(manifest["tensors"])
+            with open(self.path(name), "w", encoding="utf-8") as f:
+                json.dump(manifest, f)
+            self.assert_fails(self.forward("--manifest", self.path(name), model=self.copy), "img_in.bias", "manifest")
+        result = self.forward("--verify", "always", model=self.copy)
+        self.assertEqual(result.code, 2)
+        self.assertIn("--manifest", result.err)
+
     def test_replaced_shrunk_missing(self):
         os.truncate(self.shard(1), os.path.getsize(self.shard(1)) - 1)
         self.assert_fails(self.verify(), "00001-of-00002", "truncated")
