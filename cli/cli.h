@@ -29,8 +29,10 @@ enum cli_verb_bit {
     CLI_DENOISE = 1 << 4,
     CLI_CHECKSUM = 1 << 5,
     CLI_VERIFY = 1 << 6,
-    CLI_RUN = CLI_FORWARD | CLI_DENOISE,  /* those that run the model */
-    CLI_READ = CLI_CHECKSUM | CLI_VERIFY, /* those that read a model and do not run it */
+    CLI_PLAN = 1 << 7,
+    CLI_COMPUTE = CLI_FORWARD | CLI_DENOISE, /* those that run the model                   */
+    CLI_RUN = CLI_COMPUTE | CLI_PLAN,        /* those that take a run's options            */
+    CLI_READ = CLI_CHECKSUM | CLI_VERIFY,    /* those that read a model and do not run it  */
     CLI_ALL = CLI_RUN | CLI_READ | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
 };
 
@@ -75,6 +77,7 @@ int cli_inputs(const struct cli_options *o);
 int cli_denoise(const struct cli_options *o);
 int cli_checksum(const struct cli_options *o);
 int cli_verify(const struct cli_options *o);
+int cli_plan(const struct cli_options *o);
 
 /* "headrace: MESSAGE" on standard error; returns CLI_FAILED. */
 int cli_fail(const struct hr_error *err);
@@ -119,6 +122,9 @@ int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_option
 /* Statistics that forward and denoise share, as members of obj or as lines. */
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
 void cli_stats_text(const struct hr_dit_stats *stats);
+/* What the run was going to use, next to what it used. */
+void cli_predicted_json(json_t *obj, const struct hr_dit_stats *stats);
+void cli_predicted_text(const struct hr_dit_stats *stats);
 double cli_seconds(uint64_t ns);
 /* Waiting for the disk, as a share of the whole time, 0 to 1; the rest is computing. */
 double cli_disk_share(uint64_t stall_disk_ns, uint64_t wall_ns);

@@ -152,6 +152,7 @@ static int print_json(const struct loop *loop)
                   "steps", steps, "loop", times_json(&total));
 
     cli_stats_json(obj, &loop->stats);
+    cli_predicted_json(obj, &loop->stats);
     for (uint32_t i = 0; i < loop->n_steps; i++)
         json_array_append_new(steps, step_json(&loop->steps[i]));
     if (loop->o->output)
@@ -188,6 +189,7 @@ static void print_text(const struct loop *loop)
         printf("bound by  disk %.0f %%, compute %.0f %%; the disk waited for computing %.2f s\n",
                100.0 * disk, 100.0 * (1.0 - disk), cli_seconds(total.stall_space_ns));
         cli_stats_text(&loop->stats);
+        cli_predicted_text(&loop->stats);
     }
     cli_print_output(loop->o, "latents", loop->inputs);
 }

@@ -118,6 +118,27 @@ void cli_stats_text(const struct hr_dit_stats *s)
                cli_seconds(s->verify_ns));
 }
 
+void cli_predicted_json(json_t *obj, const struct hr_dit_stats *s)
+{
+    const struct hr_dit_prediction *p = &s->predicted;
+
+    json_object_set_new(
+        obj, "predicted",
+        json_pack("{s:I, s:I, s:I, s:I, s:I}", "bytes_used", (json_int_t) p->run_bytes,
+                  "first_bytes", (json_int_t) p->first_bytes, "later_bytes",
+                  (json_int_t) p->later_bytes, "up_front_bytes", (json_int_t) p->up_front_bytes,
+                  "peak_memory_bytes", (json_int_t) p->peak_memory_bytes));
+}
+
+void cli_predicted_text(const struct hr_dit_stats *s)
+{
+    char a[32], b[32], c[32], d[32];
+
+    printf("predicted %s of weights, at most %s of memory; used %s and %s\n",
+           cli_size(a, s->predicted.run_bytes), cli_size(b, s->predicted.peak_memory_bytes),
+           cli_size(c, s->stream.bytes_used), cli_size(d, s->peak_memory_bytes));
+}
+
 /* ---- forward ----------------------------------------------------------------------------------
  */
 
@@ -199,6 +220,7 @@ static int print_json(const struct run *run)
                             cli_disk_share(s->stall_disk_ns, s->wall_ns));
 
     cli_stats_json(obj, s);
+    cli_predicted_json(obj, s);
     for (uint64_t i = 0; i < run->n_repeat; i++)
         json_array_append_new(forwards, json_real(run->wall_s[i]));
     json_object_set_new(obj, "forwards_wall_s", forwards);
@@ -232,6 +254,7 @@ static void print_text(const struct run *run)
         printf(" s\n");
     }
     cli_stats_text(s);
+    cli_predicted_text(s);
     cli_print_output(run->o, "velocity", run->inputs);
     if (run->o->per_block)
         for (uint32_t i = 0; i < s->n_blocks; i++)

@@ -18,6 +18,8 @@ static const struct verb {
     {"denoise", CLI_DENOISE, cli_denoise,
      "MODEL --inputs in.safetensors --steps 30 --output out.safetensors",
      "the whole denoising loop: latents of a picture from noise and a prompt"},
+    {"plan", CLI_PLAN, cli_plan, "MODEL --steps 30 --width 1024 --height 1024 --ram 8GiB",
+     "what a run would read, hold and take, from its plan and from short measurements"},
     {"inspect", CLI_INSPECT, cli_inspect, "MODEL",
      "tensors, dtypes, shards, and what a forward would stream"},
     {"synth", CLI_SYNTH, cli_synth, "MODEL",
@@ -134,9 +136,10 @@ int main(int argc, char **argv)
         return cli_usage("%s needs a MODEL; see headrace %s --help", verb->name, verb->name);
 
     hr_log_set(log_line, NULL,
-               options.quiet     ? HR_LOG_ERROR
-               : options.verbose ? HR_LOG_DEBUG
-                                 : HR_LOG_INFO);
+               options.quiet           ? HR_LOG_ERROR
+               : options.verbose       ? HR_LOG_DEBUG
+               : verb->bit == CLI_PLAN ? HR_LOG_WARN /* its measurements are runs of their own */
+                                       : HR_LOG_INFO);
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is reported by cli_flush() */
     return verb->run(&options);
 }

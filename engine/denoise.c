@@ -264,11 +264,10 @@ static int go_on(struct hr_denoise *d, const struct hr_checkpoint *checkpoint, s
 
 /* ---- open and close ----------------------------------------------------------------------- */
 
-static int open_dit(struct hr_denoise *d, const struct hr_checkpoint *checkpoint,
-                    struct hr_error *err)
+/* Of the steps that are left. @param timesteps  [STEPS_MAX] to be filled and kept */
+static struct hr_dit_params dit_params(const struct hr_denoise *d, float *timesteps)
 {
     struct hr_dit_params params = d->params.dit;
-    float timesteps[STEPS_MAX];
 
     for (uint32_t i = d->step; i < d->params.n_steps; i++)
         timesteps[i - d->step] = d->sigmas[i] * 1000.0f;
@@ -276,11 +275,21 @@ static int open_dit(struct hr_denoise *d, const struct hr_checkpoint *checkpoint
     params.n_forwards = d->params.n_steps - d->step;
     if (!params.spill_dir)
         params.spill_dir = d->params.resume_dir;
+    return params;
+}
+
+static int open_dit(struct hr_denoise *d, const struct hr_checkpoint *checkpoint,
+                    struct hr_error *err)
+{
+    float timesteps[STEPS_MAX];
+    const struct hr_dit_params params = dit_params(d, timesteps);
+
     return hr_dit_open(&d->dit, checkpoint, &params, d->samples, d->n_samples, err);
 }
 
-static int open_parts(struct hr_denoise *d, const struct hr_checkpoint *checkpoint,
-                      const struct hr_picture *pictures, uint32_t n, struct hr_error *err)
+/* Checks, schedule, samples: all but what an earlier run left, and the model. */
+static int prepare(struct hr_denoise *d, const struct hr_picture *pictures, uint32_t n,
+                   struct hr_error *err)
 {
     int r = check_params(&d->params, err);
 
@@ -299,6 +308,14 @@ static int open_parts(struct hr_denoise *d, const struct hr_checkpoint *checkpoi
         if (r == 0)
             start_latents(d, &d->pictures[i]);
     }
+    return r;
+}
+
+static int open_parts(struct hr_denoise *d, const struct hr_checkpoint *checkpoint,
+                      const struct hr_picture *pictures, uint32_t n, struct hr_error *err)
+{
+    int r = prepare(d, pictures, n, err);
+
     if (r == 0 && d->params.resume_dir)
         r = go_on(d, checkpoint, err);
     if (r == 0 && d->step < d->params.n_steps)
@@ -321,6 +338,30 @@ int hr_denoise_open(struct hr_denoise **ret_denoise, const struct hr_checkpoint 
         hr_denoise_close(&d);
     else
         *ret_denoise = d;
+    return r;
+}
+
+int hr_denoise_predict(const struct hr_checkpoint *checkpoint,
+                       const struct hr_denoise_params *params, const struct hr_picture *pictures,
+                       uint32_t n_pictures, struct hr_dit_prediction *ret_prediction,
+                       struct hr_dit_forecast *ret_forecast, struct hr_error *err)
+{
+    struct hr_denoise *d = calloc(1, sizeof(*d));
+    float timesteps[STEPS_MAX];
+    int r;
+
+    if (!d)
+        return hr_error_set(err, -ENOMEM, "no memory for a denoising loop");
+    d->params = *params;
+    d->params.resume_dir = NULL;
+    r = prepare(d, pictures, n_pictures, err);
+    if (r == 0) {
+        const struct hr_dit_params dit = dit_params(d, timesteps);
+
+        r = hr_dit_predict(checkpoint, &dit, d->samples, d->n_samples, ret_prediction, ret_forecast,
+                           err);
+    }
+    hr_denoise_close(&d);
     return r;
 }
 

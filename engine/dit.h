@@ -11,7 +11,9 @@
  *   dit_block.c    one transformer block
  *   dit_forward.c  embeddings, the loop over the blocks, the head
  *   dit_meter.c    how far a run is
- *   dit.c          open, close, budget, statistics
+ *   dit_budget.c   how memory is shared out
+ *   dit.c          preparation, open, close, statistics
+ *   predict.c      what a run would use, without running it
  *
  * Notation: D width, NH heads of 128, J joint_attention_dim, S_i image tokens (targets, then
  * references), S_t text tokens, S = S_t + S_i with text first, C conditioning vectors (2 with
@@ -168,6 +170,14 @@ int hr_feed_end(struct hr_feed *feed, int r, struct hr_error *err);
 
 /* ---- the running model ----------------------------------------------------------------- */
 
+/* Memory of a run, in the order in which it is spoken for. */
+struct hr_dit_budget {
+    uint64_t process_bytes; /* held before the model was opened */
+    uint64_t arena_bytes, host_bytes, mods_bytes, trace_bytes, scratch_bytes;
+    uint64_t ring_bytes;
+    uint64_t resident_bytes; /* what resident weights may take at most */
+};
+
 /* Called with intermediate results, for tests: rows x cols floats on the host. */
 typedef void hr_dit_tap_fn(void *user, const char *name, const float *data, size_t rows,
                            size_t cols);
@@ -216,6 +226,7 @@ struct hr_dit {
     struct hr_gpu *gpu;
     struct hr_stream *stream;
     struct hr_feed feed;
+    struct hr_dit_budget budget;
     struct hr_dit_sample *samples; /* n_samples */
     uint32_t n_samples;
     struct hr_dit_shared shared;
@@ -238,6 +249,12 @@ struct hr_dit {
     struct hr_dit_block_stats *block_stats;
 };
 
+/* All of hr_dit_open() that takes no memory worth mentioning: checks, plan, budget, the choice of
+ * resident weights, stats.predicted. `complete`: see below. */
+int hr_dit_prepare(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
+                   const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                   uint32_t n_inputs, bool complete, struct hr_error *err);
+
 /* hr_dit_open() with intermediate results for tests. `complete` also computes what no output needs:
  * the text half of the last block, and the head of reference rows. */
 int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
@@ -247,6 +264,22 @@ int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *chec
 /* Hand rows x cols device values to the tap, if there is one. Only the first sample is tapped. */
 void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_dtype dtype,
                 size_t rows, size_t cols);
+
+/* ---- budget (dit_budget.c) ---------------------------------------------------------------- */
+
+/* Share out ram_bytes, or without a limit take what is needed and a good ring. process_bytes and
+ * arena_bytes are filled in. @return 0, or -ENOMEM saying what would be needed */
+int hr_dit_budget_make(struct hr_dit_budget *budget, const struct hr_dit *dit,
+                       const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
+                       struct hr_error *err);
+/* All of it but resident weights; an upper bound of what the process will hold. */
+uint64_t hr_dit_budget_total(const struct hr_dit_budget *budget);
+/* Of the one buffer through which everything goes to and from the device. */
+size_t hr_dit_host_floats(const struct hr_dit *dit);
+/* What modulation vectors of all steps may take of memory before they go to a file. */
+uint64_t hr_dit_mods_memory_max(const struct hr_dit_params *params);
+/* The most events that the run adds to a trace. */
+uint64_t hr_dit_trace_events(const struct hr_dit *dit, const struct hr_dit_params *params);
 
 /* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
 uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu);

@@ -475,18 +475,35 @@ struct hr_dit_block_stats {
     uint64_t stall_disk_ns; /* of it waiting for the disk    */
 };
 
+/* What a run will use, known before its first read. Bytes are exact, of weights: aligned reads take
+ * a little more. Memory is an upper bound. */
+struct hr_dit_prediction {
+    uint32_t n_forwards, n_blocks;
+    uint64_t first_bytes;       /* in the first forward                                      */
+    uint64_t up_front_bytes;    /* of them the modulation of all forwards, which later ones need
+                                   not read; 0: each forward computes its own                */
+    uint64_t later_bytes;       /* in each later forward                                     */
+    uint64_t run_bytes;         /* in all                                                    */
+    uint64_t peak_memory_bytes; /* of the process, at most                                   */
+    uint64_t ring_bytes, activation_bytes;
+    uint64_t resident_bytes; /* weights that stay in memory from the first forward on     */
+    uint64_t mods_bytes;     /* modulation vectors                                        */
+    bool mods_spilled;       /* they go to a temporary file                               */
+};
+
 struct hr_dit_stats {
     struct hr_stream_stats stream;
-    const char *device_name;    /* such as "cpu (oneDNN 2.6, 2 threads, avx512_core_bf16)" */
-    uint64_t wall_ns;           /* of the last forward                                     */
-    uint64_t compute_ns;        /* of it in the device's operations                        */
-    uint64_t stall_disk_ns;     /* of it waiting for weights                               */
-    uint64_t stall_space_ns;    /* of it the disk waiting for ring space, for computing    */
-    uint64_t eta_ns;            /* what the forwards that are left will take, estimated    */
-    uint64_t bytes_used;        /* weights used in the last forward                        */
-    uint64_t setup_ns;          /* hr_dit_open() up to the first read                      */
-    uint64_t resident_bytes;    /* weights kept in memory from the first pass on          */
-    uint64_t activation_bytes;  /* arena for activations                                 */
+    const char *device_name; /* such as "cpu (oneDNN 2.6, 2 threads, avx512_core_bf16)" */
+    uint64_t wall_ns;        /* of the last forward                                     */
+    uint64_t compute_ns;     /* of it in the device's operations                        */
+    uint64_t stall_disk_ns;  /* of it waiting for weights                               */
+    uint64_t stall_space_ns; /* of it the disk waiting for ring space, for computing    */
+    uint64_t eta_ns;         /* what the forwards that are left will take, estimated    */
+    uint64_t bytes_used;     /* weights used in the last forward                        */
+    uint64_t setup_ns;       /* hr_dit_open() up to the first read                      */
+    struct hr_dit_prediction predicted; /* by hr_dit_open()                                */
+    uint64_t resident_bytes;            /* weights kept in memory from the first pass on          */
+    uint64_t activation_bytes;          /* arena for activations                                 */
     uint64_t mods_bytes;        /* modulation vectors of all steps, 0: computed in each forward  */
     bool mods_spilled;          /* they are in a temporary file                                  */
     uint64_t verified_bytes;    /* compared with the manifest, in all forwards             */
@@ -525,6 +542,29 @@ HR_API int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs
 HR_API void hr_dit_get_stats(const struct hr_dit *dit, struct hr_dit_stats *ret_stats);
 HR_API void hr_dit_interrupt(struct hr_dit *dit);
 HR_API void hr_dit_close(struct hr_dit **dit);
+
+/* How long a run would take on this machine, from short measurements. */
+struct hr_dit_forecast {
+    const char *io_name; /* backend that read the sample */
+    bool direct;
+    char device_name[128];
+    uint64_t disk_sample_bytes, disk_sample_ns; /* read of the model's own tensors                */
+    uint64_t up_front_compute_ns; /* of the modulation of all forwards, where it comes up front   */
+    uint64_t compute_ns;          /* of a forward without that, from one and two blocks           */
+    uint64_t later_disk_ns;       /* of a later forward, or the only one: its bytes alone         */
+    /* Disk and computing at the same time: the longer of the two. */
+    uint64_t first_ns, later_ns, run_ns;
+};
+
+/* What a run with these parameters would use, without running it. Of `inputs` only sizes and masks
+ * are used.
+ * @param ret_forecast  NULL: nothing is measured. Else at most 1 GiB of the model is read, for 1.5
+ *                      s at most, and one and two blocks are computed on zeros: a few seconds
+ * @return as hr_dit_open(): what it refuses is refused here with the same words */
+HR_API int hr_dit_predict(const struct hr_checkpoint *checkpoint,
+                          const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                          uint32_t n_inputs, struct hr_dit_prediction *ret_prediction,
+                          struct hr_dit_forecast *ret_forecast, struct hr_error *err);
 
 /* The names of the tensors that one forward streams, in order.
  * @param ret_names  array of *ret_n names, free() it; the strings belong to the checkpoint */
@@ -600,6 +640,13 @@ HR_API int hr_denoise_open(struct hr_denoise **ret_denoise, const struct hr_chec
 HR_API int hr_denoise_run(struct hr_denoise *denoise, float *const *latents, struct hr_error *err);
 /* Of the transformer; zero where resume_dir held a finished run and none was needed. */
 HR_API void hr_denoise_get_stats(const struct hr_denoise *denoise, struct hr_dit_stats *ret_stats);
+/* As hr_dit_predict(), for a loop of which no step is done: resume_dir is not looked at, and of the
+ * pictures only sizes and masks are used; negative_emb tells that there is a negative prompt. */
+HR_API int hr_denoise_predict(const struct hr_checkpoint *checkpoint,
+                              const struct hr_denoise_params *params,
+                              const struct hr_picture *pictures, uint32_t n_pictures,
+                              struct hr_dit_prediction *ret_prediction,
+                              struct hr_dit_forecast *ret_forecast, struct hr_error *err);
 HR_API void hr_denoise_interrupt(struct hr_denoise *denoise);
 HR_API void hr_denoise_close(struct hr_denoise **denoise);
 

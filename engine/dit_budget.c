@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dit_budget.c -- how the memory of a run is shared out, before any of it is taken. */
+#include <errno.h>
+
+#include "engine/dit.h"
+#include "engine/stream.h"
+
+enum {
+    SLACK_BYTES = 24 << 20,     /* stacks, tables, pages of libraries that are yet to be touched */
+    RING_BYTES_MAX = 256 << 20, /* what a budget is used for: a longer ring is no faster */
+    RING_STEP_BYTES = 2 << 20,
+    MODS_BYTES_MAX = 512 << 20, /* of memory for modulation vectors, where no limit was given */
+};
+
+size_t hr_dit_host_floats(const struct hr_dit *dit)
+{
+    const uint64_t D = dit->model.width, R = hr_dit_cond_rows(dit);
+    uint64_t n = hr_max_u64(D, R * HR_DIT_SINUSOID_DIM);
+
+    if (dit->timesteps)
+        n = hr_max_u64(n, hr_max_u64(R * 6 * D, hr_dit_cond_step_floats(dit)));
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        const struct hr_dit_geometry *g = &dit->samples[i].geometry;
+
+        n = hr_max_u64(n, g->n_all * 2 * HR_DIT_ROPE_ANGLES);
+        n = hr_max_u64(n, g->n_img * HR_DIT_TOKEN_DIM);
+        n = hr_max_u64(n, g->n_txt * dit->model.config.joint_attention_dim);
+    }
+    return (size_t) n;
+}
+
+uint64_t hr_dit_mods_memory_max(const struct hr_dit_params *params)
+{
+    return params->ram_bytes ? params->ram_bytes / 10 : MODS_BYTES_MAX;
+}
+
+static uint64_t mods_memory(const struct hr_dit *dit, const struct hr_dit_params *params)
+{
+    const size_t step_floats = hr_dit_cond_step_floats(dit);
+
+    if (!dit->timesteps ||
+        hr_dit_mods_spill(dit->n_forwards, step_floats, hr_dit_mods_memory_max(params)))
+        return 0;
+    return (uint64_t) dit->n_forwards * step_floats * sizeof(float);
+}
+
+uint64_t hr_dit_trace_events(const struct hr_dit *dit, const struct hr_dit_params *params)
+{
+    const struct hr_dit_model *model = &dit->model;
+    const uint64_t n_parts = 8 + (uint64_t) model->n_layers * (1 + dit->n_samples);
+    const uint32_t block_bytes = params->stream.block_bytes;
+
+    return hr_stream_trace_events(model->plan, model->n_once, block_bytes) +
+           dit->n_forwards *
+               (n_parts + hr_stream_trace_events(model->plan + model->n_once,
+                                                 model->n_plan - model->n_once, block_bytes));
+}
+
+static size_t max_tokens(const struct hr_dit *dit)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < dit->n_samples; i++)
+        n = (size_t) hr_max_u64(n, dit->samples[i].geometry.n_all);
+    return n;
+}
+
+/* A ring in which the whole plan fits gains nothing from more. */
+static uint64_t plan_bytes(const struct hr_dit_model *model)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < model->n_plan; i++)
+        bytes += model->plan[i]->size_bytes + 2 * 4096;
+    return hr_align_up(bytes, RING_STEP_BYTES);
+}
+
+static unsigned long long mib(uint64_t bytes)
+{
+    return (unsigned long long) hr_div_ceil(bytes, HR_MIB);
+}
+
+/* Without a limit the machine's own is kept: better one line now than the kernel's killer later. */
+static int check_available(uint64_t bytes, struct hr_error *err)
+{
+    const uint64_t available = hr_memory_available();
+
+    if (available == 0 || bytes <= available)
+        return 0;
+    return hr_error_set(err, -ENOMEM,
+                        "these inputs need %llu MiB of memory, and %llu MiB are available; use a "
+                        "smaller picture or fewer inputs in one pass",
+                        mib(bytes), mib(available));
+}
+
+uint64_t hr_dit_budget_total(const struct hr_dit_budget *b)
+{
+    return b->process_bytes + b->arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes +
+           b->scratch_bytes + b->ring_bytes + SLACK_BYTES;
+}
+
+int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
+                       const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
+                       struct hr_error *err)
+{
+    const uint64_t D = dit->model.width;
+    const uint64_t ring_min = hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan);
+    const uint64_t useful = hr_max_u64(plan_bytes(&dit->model), ring_min);
+
+    b->scratch_bytes = hr_gpu_scratch_bytes(gpu_params, max_tokens(dit), 4 * D, 6 * D);
+    b->host_bytes = hr_dit_host_floats(dit) * sizeof(float);
+    for (uint32_t i = 0; i < dit->n_samples; i++)
+        b->host_bytes += dit->samples[i].geometry.n_txt * sizeof(uint32_t);
+    b->mods_bytes = mods_memory(dit, params);
+    b->trace_bytes = hr_trace_reserve_bytes(params->stream.trace, hr_dit_trace_events(dit, params));
+    const uint64_t fixed = hr_dit_budget_total(b); /* the ring is yet to come */
+
+    if (params->stream.ring_bytes) /* more than the whole plan would lie idle */
+        b->ring_bytes = hr_min_u64(params->stream.ring_bytes, useful);
+    else if (params->ram_bytes == 0)
+        b->ring_bytes = hr_min_u64(HR_STREAM_RING_BYTES_DEFAULT, useful);
+    else if (params->ram_bytes > fixed)
+        b->ring_bytes = hr_min_u64(hr_align_down(params->ram_bytes - fixed, RING_STEP_BYTES),
+                                   hr_min_u64(RING_BYTES_MAX, useful));
+    b->ring_bytes = hr_align_up(b->ring_bytes, RING_STEP_BYTES);
+    if (params->stream.ring_bytes && b->ring_bytes < ring_min)
+        return hr_error_set(
+            err, -ENOMEM,
+            "a ring of %llu MiB cannot hold the largest piece of a weight; it needs "
+            "at least %llu MiB",
+            mib(params->stream.ring_bytes), mib(ring_min));
+    if (params->ram_bytes && b->ring_bytes >= ring_min &&
+        fixed + b->ring_bytes > params->ram_bytes && fixed + ring_min <= params->ram_bytes)
+        return hr_error_set(err, -ENOMEM,
+                            "a ring of %llu MiB does not fit beside %llu MiB of other memory into "
+                            "the limit of %llu MiB; make it smaller, or leave it to the limit",
+                            mib(b->ring_bytes), mib(fixed), mib(params->ram_bytes));
+    if (params->ram_bytes == 0)
+        return check_available(fixed - b->process_bytes + b->ring_bytes, err);
+    if (b->ring_bytes >= ring_min && fixed + b->ring_bytes <= params->ram_bytes) {
+        /* What only one pass would use gains nothing by staying. */
+        if (dit->n_forwards > 1)
+            b->resident_bytes = params->ram_bytes - fixed - b->ring_bytes;
+        if (params->resident_max_bytes)
+            b->resident_bytes = hr_min_u64(b->resident_bytes, params->resident_max_bytes);
+        return 0;
+    }
+    return hr_error_set(err, -ENOMEM,
+                        "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
+                        "libraries %llu, activations %llu, scratch %llu, ring at least %llu; raise "
+                        "the limit or use a smaller picture",
+                        mib(params->ram_bytes), mib(fixed + ring_min),
+                        mib(b->process_bytes + SLACK_BYTES),
+                        mib(b->arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes),
+                        mib(b->scratch_bytes), mib(ring_min));
+}

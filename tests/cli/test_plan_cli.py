@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""headrace plan against the runs that it plans."""
+import json
+import os
+import re
+
+from cli_testing import ModelCase, headrace, main
+
+MIB = 1 << 20
+
+
+class Plan(ModelCase):
+    model_options = ["--layers", 4, "--heads", 2, "--joint-dim", 96]
+    input_options = ["--width", 80, "--height", 48, "--text-tokens", 4, "--negative-tokens", 3]
+    sizes = input_options
+
+    def plan(self, *args):
+        result = headrace("plan", self.model, *args, "--json", "--quiet")
+        self.assertEqual(result.code, 0, result.err)
+        return json.loads(result.out)
+
+    def assert_predicts(self, plan, run):
+        """Bytes exactly; memory from above, by not more than what is kept for stacks and libraries."""
+        self.assertEqual(run["predicted"]["bytes_used"], run["bytes_used"])
+        self.assertEqual(plan["mods_bytes"], run["mods_bytes"])
+        self.assertEqual(plan["first_bytes"], run["predicted"]["first_bytes"])
+        if plan["resident_bytes"] == 0:
+            self.assertEqual(plan["run_bytes"], run["bytes_used"])
+        else:  # what the process itself holds differs by some kB from the next one, and by it what may stay
+            self.assertLess(abs(plan["resident_bytes"] - run["resident_bytes"]), 2 * MIB)
+        if os.environ.get("HEADRACE_TEST_SMALL") != "1":  # a sanitizer has memory of its own
+            for predicted in (plan["peak_memory_bytes"] + MIB, run["predicted"]["peak_memory_bytes"]):
+                self.assertGreaterEqual(predicted, run["peak_memory_bytes"])
+                self.assertLess(predicted, 1.3 * run["peak_memory_bytes"] + 56 * MIB)
+
+    def test_denoise(self):
+        for args in ([], ["--ram", "90MiB"], ["--ram", "600MiB"], ["--cfg-scale", 1], ["--steps", 1]):
+            steps = ["--steps", 4] if "--steps" not in args else []
+            run = headrace("denoise", self.model, "--inputs", self.inputs, *steps, *args, "--json", "--quiet")
+            self.assertEqual(run.code, 0, run.err)
+            run = json.loads(run.out)
+            plan = self.plan("--inputs", self.inputs, *steps, *args)
+            self.assert_predicts(plan, run)
+            bytes_used = [s["bytes_used"] for s in run["steps"]]
+            predicted = run["predicted"]
+            self.assertEqual(bytes_used,
+                             [predicted["first_bytes"]] + [predicted["later_bytes"]] * (len(bytes_used) - 1))
+            self.assertEqual(plan["up_front_pays"], len(bytes_used) > 1)
+            # sizes instead of inputs
+            if "--cfg-scale" not in args:
+                by_size = self.plan(*self.sizes, *steps, *args)
+                for key in ("first_bytes", "up_front_bytes", "activation_bytes"):
+                    self.assertEqual(by_size[key], plan[key])
+
+    def test_forward(self):
+        run = json.loads(self.forward("--json", "--quiet").out)
+        plan = self.plan("--inputs", self.inputs)
+        self.assert_predicts(plan, run)
+        self.assertEqual((plan["n_steps"], plan["up_front_pays"]), (1, False))
+        self.assertIn(plan["bound_by"], ("disk", "compute"))
+        self.assertEqual(plan["link"], "none (cpu device)")
+        self.assertGreater(plan["disk_gbps"], 0)
+        self.assertEqual(plan["run_s"], max(plan["disk_s"], plan["compute_s"]))
+
+    def test_text(self):
+        result = headrace("plan", self.model, "--steps", 3, *self.sizes)
+        self.assertEqual((result.code, result.err), (0, ""))
+        for word in ("3 steps", "in each later one", "saves", "resident", "GB/s", "link      none", "bound by"):
+            self.assertIn(word, result.out)
+        self.assertIn("once either way", headrace("plan", self.model).out)
+        self.assertRegex(self.forward().out, r"predicted \d+ MB of weights, at most \d+ MB of memory; used \d+ MB")
+
+    def test_refuses_what_the_run_refuses(self):
+        for args in (["--ram", "40MiB"], ["--layers", 9], ["--io", "none_such"]):
+            run, plan = self.forward(*args), headrace("plan", self.model, "--inputs", self.inputs, *args)
+            self.assert_fails(run)
+            self.assert_fails(plan)
+            # the process itself may differ by a MiB
+            plain = [re.sub(r"(need|libraries) \d+", r"\1 N", r.errors[-1]) for r in (run, plan)]
+            self.assertEqual(plain[0], plain[1])
+
+    def test_usage(self):
+        for args, word in ((["--inputs", self.inputs, "--text-tokens", 3], "--text-tokens"),
+                           (["--negative-tokens", 3], "--steps"), (["--output", "x"], "--output"),
+                           (["--width", 81], "16")):
+            result = headrace("plan", self.model, *args)
+            self.assertEqual(result.code, 2, result.err)
+            self.assertIn(word, result.err)
+        self.assert_fails(headrace("plan", os.path.join(self.folder, "none")), "none")
+
+
+if __name__ == "__main__":
+    main()

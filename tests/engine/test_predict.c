@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_predict.c -- what is predicted of a run against what the run does, to the byte. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/common.h"
+#include "tests/engine/model_fixture.h"
+
+enum { H = 6, W = 10, N = HR_LATENT_CHANNELS * H * W, JOINT = 96, N_TEXT = 4, N_NEGATIVE = 2 };
+
+static struct model_fixture model;
+static float negative[N_NEGATIVE * JOINT];
+static float results[2][N];
+
+static int open_model(void **state)
+{
+    (void) state;
+    model_fixture_open(&model,
+                       &(struct hr_synth_params){.n_layers = 4, .n_heads = 2, .joint_dim = JOINT});
+    model_fixture_inputs(&model, H, W, N_TEXT, JOINT);
+    hr_synth_values(negative, "negative", 0, HR_ARRAY_SIZE(negative), 2, JOINT, 3.0);
+    return 0;
+}
+
+static int close_model(void **state)
+{
+    (void) state;
+    model_fixture_close(&model);
+    return 0;
+}
+
+static void assert_same(const struct hr_dit_prediction *a, const struct hr_dit_prediction *b)
+{
+    assert_int_equal(a->n_forwards, b->n_forwards);
+    assert_int_equal(a->n_blocks, b->n_blocks);
+    assert_int_equal(a->first_bytes, b->first_bytes);
+    assert_int_equal(a->up_front_bytes, b->up_front_bytes);
+    assert_int_equal(a->later_bytes, b->later_bytes);
+    assert_int_equal(a->run_bytes, b->run_bytes);
+    assert_int_equal(a->mods_bytes, b->mods_bytes);
+    assert_int_equal(a->mods_spilled, b->mods_spilled);
+    assert_int_equal(a->activation_bytes, b->activation_bytes);
+}
+
+/* Predict, then run n_forwards, looking at each. @return bytes that stay */
+static uint64_t check_forwards(struct hr_dit_params params, uint32_t n_inputs)
+{
+    const struct hr_dit_inputs inputs[2] = {model.inputs, model.inputs};
+    float *velocities[2] = {results[0], results[1]};
+    float timesteps[5] = {750, 750, 750, 750, 750};
+    struct hr_dit_prediction p;
+    struct hr_dit_stats stats;
+    struct hr_dit *dit = NULL;
+    struct hr_error err = {0};
+    const bool up_front = params.timesteps && params.n_forwards > 1;
+
+    if (params.timesteps)
+        params.timesteps = timesteps;
+    if (hr_dit_predict(model.checkpoint, &params, inputs, n_inputs, &p, NULL, &err) < 0 ||
+        hr_dit_open(&dit, model.checkpoint, &params, inputs, n_inputs, &err) < 0)
+        fail_msg("%s", err.message);
+    hr_dit_get_stats(dit, &stats);
+    assert_same(&p, &stats.predicted);
+    assert_int_equal(p.up_front_bytes > 0, up_front);
+    for (uint32_t i = 0; i < p.n_forwards; i++) {
+        if (hr_dit_forward(dit, inputs, velocities, &err) < 0)
+            fail_msg("%s", err.message);
+        hr_dit_get_stats(dit, &stats);
+        assert_int_equal(stats.bytes_used,
+                         i == 0 ? stats.predicted.first_bytes : stats.predicted.later_bytes);
+    }
+    assert_int_equal(stats.stream.bytes_used, stats.predicted.run_bytes);
+    assert_int_equal(stats.resident_bytes, stats.predicted.resident_bytes);
+    hr_dit_close(&dit);
+    return stats.resident_bytes;
+}
+
+static void test_forwards(void **state)
+{
+    static const float known = 0.0f;
+
+    (void) state;
+    for (uint32_t n_inputs = 1; n_inputs <= 2; n_inputs++)
+        for (uint32_t n = 1; n <= 5; n += 2) {
+            check_forwards((struct hr_dit_params){.n_forwards = n}, n_inputs);
+            check_forwards((struct hr_dit_params){.n_forwards = n, .timesteps = &known}, n_inputs);
+            check_forwards((struct hr_dit_params){.n_forwards = n, .n_layers = 2}, n_inputs);
+        }
+}
+
+/* Budgets that keep no weight, some and all. */
+static void test_residents(void **state)
+{
+    static const float known = 0.0f;
+    uint64_t kept[3];
+
+    (void) state;
+    for (unsigned i = 0; i < 3; i++) {
+        const uint64_t resident_max[] = {1, 5 << 20, 0};
+        struct hr_dit_params params = {
+            .n_forwards = 4,
+            .timesteps = &known,
+            .ram_bytes = UINT64_C(600) << 20,
+            .resident_max_bytes = resident_max[i],
+        };
+        kept[i] = check_forwards(params, 1);
+        params.timesteps = NULL;
+        check_forwards(params, 2);
+    }
+    assert_int_equal(kept[0], 0);
+    assert_true(kept[1] > 0 && kept[1] < kept[2]);
+}
+
+static void test_loop(void **state)
+{
+    struct hr_denoise_params params = {.n_steps = 4, .dit.ram_bytes = UINT64_C(600) << 20};
+    const struct hr_picture picture = {
+        .inputs = model.inputs, .negative_emb = negative, .n_negative = N_NEGATIVE};
+    struct hr_dit_prediction guided, unguided, single;
+    float *latents = results[0];
+    struct hr_denoise *d = NULL;
+    struct hr_dit_stats stats;
+    struct hr_error err = {0};
+
+    (void) state;
+    if (hr_denoise_predict(model.checkpoint, &params, &picture, 1, &guided, NULL, &err) < 0 ||
+        hr_denoise_open(&d, model.checkpoint, &params, &picture, 1, &err) < 0 ||
+        hr_denoise_run(d, &latents, &err) < 0)
+        fail_msg("%s", err.message);
+    hr_denoise_get_stats(d, &stats);
+    assert_same(&guided, &stats.predicted);
+    assert_int_equal(stats.stream.bytes_used, guided.run_bytes);
+    hr_denoise_close(&d);
+
+    /* Without guidance the same bytes, and less memory; with one step nothing comes up front. */
+    params.cfg_scale = 1.0f;
+    assert_int_equal(
+        hr_denoise_predict(model.checkpoint, &params, &picture, 1, &unguided, NULL, &err), 0);
+    assert_int_equal(unguided.first_bytes, guided.first_bytes);
+    assert_true(unguided.activation_bytes < guided.activation_bytes);
+    params.n_steps = 1;
+    assert_int_equal(
+        hr_denoise_predict(model.checkpoint, &params, &picture, 1, &single, NULL, &err), 0);
+    assert_int_equal(single.up_front_bytes, 0);
+    assert_int_equal(single.run_bytes, guided.first_bytes);
+    params.n_steps = 0;
+    assert_int_equal(
+        hr_denoise_predict(model.checkpoint, &params, &picture, 1, &single, NULL, &err), -EINVAL);
+}
+
+/* The same words, but for the size of the process, which grows as it goes. */
+static void test_refusals(void **state)
+{
+    const struct hr_dit_params too_small[] = {
+        {.ram_bytes = 40 << 20},
+        {.precision = (enum hr_precision) 7},
+        {.n_layers = 9},
+    };
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(too_small); i++) {
+        struct hr_error predicted = {0}, err = {0};
+        struct hr_dit_prediction p;
+        struct hr_dit *dit = NULL;
+        const int r = hr_dit_open(&dit, model.checkpoint, &too_small[i], &model.inputs, 1, &err);
+
+        assert_true(r < 0);
+        assert_int_equal(
+            hr_dit_predict(model.checkpoint, &too_small[i], &model.inputs, 1, &p, NULL, &predicted),
+            r);
+        assert_memory_equal(err.message, predicted.message, 24);
+    }
+}
+
+static void test_forecast(void **state)
+{
+    const struct hr_dit_params params = {.n_forwards = 3, .stream.io = "pread"};
+    struct hr_dit_prediction p;
+    struct hr_dit_forecast f;
+    struct hr_error err = {0};
+
+    (void) state;
+    if (hr_dit_predict(model.checkpoint, &params, &model.inputs, 1, &p, &f, &err) < 0)
+        fail_msg("%s", err.message);
+    assert_string_equal(f.io_name, "pread"); /* that of the run, not the one that reads nothing */
+    assert_true(f.disk_sample_bytes >= p.later_bytes && f.disk_sample_ns > 0);
+    assert_true(f.compute_ns > 0 && f.later_disk_ns > 0);
+    assert_true(f.later_ns >= f.compute_ns && f.later_ns >= f.later_disk_ns);
+    assert_int_equal(f.run_ns, f.first_ns + 2 * f.later_ns);
+    assert_non_null(strstr(f.device_name, "cpu"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_forwards), cmocka_unit_test(test_residents),
+        cmocka_unit_test(test_loop),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_forecast),
+    };
+    return cmocka_run_group_tests(tests, open_model, close_model);
+}
