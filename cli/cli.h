@@ -55,7 +55,7 @@ struct cli_options {
     uint64_t depth, n_threads, n_layers, n_repeat;
     uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
         header_pad_bytes;
-    uint64_t n_steps, seed;
+    uint64_t n_steps, seed, io_timeout;
     double timestep, strength, cfg_scale, mu; /* NAN: not given; a timestep may be NAN, too */
     bool timestep_given;
     bool cfg_norm;

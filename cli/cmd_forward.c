@@ -17,6 +17,7 @@ struct hr_stream_params cli_stream_params(const struct cli_options *o)
         .depth = (uint32_t) o->depth,
         .io = o->io,
         .direct = (enum hr_direct) o->direct,
+        .timeout_s = o->io_timeout ? (uint32_t) o->io_timeout : HR_TIMEOUT_NONE,
     };
 }
 

@@ -68,6 +68,8 @@ static const struct option options[] = {
      "SIZE", "bytes of one read, a power of two (default 4MiB)"},
     {"--iodepth", COUNT, MEMBER(depth), CLI_RUN | CLI_READ, 1, 1024, NULL, "N",
      "reads in flight (default 16)"},
+    {"--io-timeout", COUNT, MEMBER(io_timeout), CLI_RUN | CLI_READ, 0, 86400, NULL, "SECONDS",
+     "give up when the disk answers no read for so long (default 120; 0: wait)"},
     {"--threads", COUNT, MEMBER(n_threads), CLI_RUN, 1, 256, NULL, "N",
      "compute threads (default: the CPUs this process may use)"},
     {"--precision", CHOICE, MEMBER(precision), CLI_RUN, 0, 0, "bf16|f32", NULL,
@@ -381,6 +383,7 @@ int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int a
     bool only_paths = false;
 
     o->verify = CLI_NOT_GIVEN;
+    o->io_timeout = HR_TIMEOUT_S_DEFAULT;
     o->timestep = o->strength = o->cfg_scale = o->mu = NAN;
     for (int i = 0; i < argc; i++) {
         if (!only_paths && strcmp(argv[i], "--") == 0) {

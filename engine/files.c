@@ -99,6 +99,54 @@ int hr_file_write(int fd, const void *src, size_t n, uint64_t offset_bytes)
     return 0;
 }
 
+static struct hr_file_mark mark_of(const struct stat *st)
+{
+    return (struct hr_file_mark){
+        .device = st->st_dev,
+        .inode = st->st_ino,
+        .size_bytes = (uint64_t) st->st_size,
+        .mtime_s = st->st_mtim.tv_sec,
+        .mtime_ns = st->st_mtim.tv_nsec,
+    };
+}
+
+int hr_file_mark(struct hr_file_mark *ret_mark, int fd)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    *ret_mark = mark_of(&st);
+    return 0;
+}
+
+int hr_file_check(const struct hr_file_mark *mark, int fd, const char *path, struct hr_error *err)
+{
+    struct hr_file_mark now = *mark;
+    char shown[SHOWN_BYTES];
+    struct stat st;
+
+    hr_file_mark(&now, fd);
+    hr_printable(path, shown, sizeof(shown));
+    if (now.size_bytes != mark->size_bytes)
+        return hr_error_set(err, -ESTALE,
+                            "%s: was changed while it was read: it has %llu bytes now, and had "
+                            "%llu",
+                            shown, (unsigned long long) now.size_bytes,
+                            (unsigned long long) mark->size_bytes);
+    if (now.mtime_s != mark->mtime_s || now.mtime_ns != mark->mtime_ns)
+        return hr_error_set(err, -ESTALE,
+                            "%s: was written to while it was read; what was read may be of two "
+                            "versions",
+                            shown);
+    if (stat(path, &st) == 0 && (st.st_dev != mark->device || st.st_ino != mark->inode))
+        return hr_error_set(err, -ESTALE,
+                            "%s: was replaced by another file while it was read; start again to "
+                            "read the new one",
+                            shown);
+    return 0;
+}
+
 char *hr_file_join(const char *folder, const char *name)
 {
     char *path;

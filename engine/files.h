@@ -23,6 +23,19 @@ int hr_file_read(int fd, void *dst, size_t n, uint64_t offset_bytes);
 /* Write n bytes at offset. @return 0 or the error of pwrite() */
 int hr_file_write(int fd, const void *src, size_t n, uint64_t offset_bytes);
 
+/* What tells that a file has changed: where it is, its size and its time. */
+struct hr_file_mark {
+    uint64_t device, inode, size_bytes;
+    int64_t mtime_s, mtime_ns;
+};
+
+/* @return 0 or the error of fstat() */
+int hr_file_mark(struct hr_file_mark *ret_mark, int fd);
+/* Is the file still as it was marked, and does `path` still lead to it? One that was only removed
+ * or moved is: its bytes are there until it is closed.
+ * @return 0, or -ESTALE with a message */
+int hr_file_check(const struct hr_file_mark *mark, int fd, const char *path, struct hr_error *err);
+
 /* Flush the folder that holds `path`, so that a rename in it lasts. @return 0 or a negative errno
  */
 int hr_file_sync_parent(const char *path);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "engine/checkpoint.h"
+#include "engine/files.h"
 #include "engine/stream.h"
 #include "engine/tuning.h"
 #include "engine/units.h"
@@ -35,6 +36,7 @@ struct stream_plan {
 struct hr_stream {
     const struct hr_checkpoint *checkpoint;
     struct hr_read_file *files;
+    struct hr_file_mark *marks; /* of the files, when the stream was opened */
     struct hr_reader *reader;
     struct hr_trace *trace;
     uint32_t block_bytes;
@@ -76,8 +78,10 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
         params = &defaults;
     if (stream)
         stream->files = calloc(n_files, sizeof(*stream->files));
-    if (!stream || !stream->files) {
-        free(stream);
+    if (stream)
+        stream->marks = calloc(n_files, sizeof(*stream->marks));
+    if (!stream || !stream->files || !stream->marks) {
+        hr_stream_close(&stream);
         return hr_error_set(err, -ENOMEM, "no memory for a stream over %u shards", n_files);
     }
     stream->checkpoint = checkpoint;
@@ -91,6 +95,11 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
             .path = shard->path,
             .size_bytes = shard->size_bytes,
         };
+        r = hr_file_mark(&stream->marks[i], stream->files[i].fd);
+        if (r < 0) {
+            hr_stream_close(&stream);
+            return hr_error_set(err, r, "%s: the system does not tell its size", shard->path);
+        }
     }
     if (params->block_bytes == 0 && params->depth == 0)
         stream->is_tuned = hr_tuning_apply(checkpoint, &stream->tuning);
@@ -102,6 +111,7 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
         .depth = stream->is_tuned ? stream->tuning.depth : params->depth,
         .io = params->io,
         .direct = params->direct,
+        .timeout_s = params->timeout_s,
         .small_pages = params->huge_pages == HR_SWITCH_OFF,
         .describe = describe_range,
         .describe_user = stream,
@@ -273,6 +283,16 @@ done:
     return r;
 }
 
+/* All bytes of a pass have come: were the files the same all the while? */
+static int check_files(const struct hr_stream *stream, struct hr_error *err)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; i < hr_checkpoint_n_shards(stream->checkpoint) && r == 0; i++)
+        r = hr_file_check(&stream->marks[i], stream->files[i].fd, stream->files[i].path, err);
+    return r;
+}
+
 int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr_error *err)
 {
     struct hr_slice slice = {.data = "", .ticket = TICKET_EMPTY};
@@ -299,6 +319,12 @@ int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr
         hr_assert(plan->range_unit[slice.range_idx] == plan->unit_idx);
     }
     plan->unit_idx++;
+    if (plan->unit_idx == plan->n_units) {
+        const int r = check_files(stream, err);
+
+        if (r < 0)
+            return r;
+    }
     stream->units_out++;
     stream->bytes_out += unit->band.size_bytes;
     *ret_unit = (struct hr_unit){
@@ -356,6 +382,7 @@ void hr_stream_close(struct hr_stream **stream)
     hr_reader_destroy(&(*stream)->reader);
     free_plan(&(*stream)->plan);
     free((*stream)->files);
+    free((*stream)->marks);
     free(*stream);
     *stream = NULL;
 }

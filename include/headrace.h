@@ -171,6 +171,9 @@ HR_API void hr_trace_close(struct hr_trace **trace);
 /* ---- stream ------------------------------------------------------------------------- */
 
 enum hr_switch { HR_SWITCH_AUTO, HR_SWITCH_ON, HR_SWITCH_OFF };
+enum { HR_TIMEOUT_S_DEFAULT = 120 };
+#define HR_TIMEOUT_NONE UINT32_MAX
+
 enum hr_direct { HR_DIRECT_AUTO, HR_DIRECT_ON, HR_DIRECT_OFF };
 
 /* All zero: the library's choice. */
@@ -185,6 +188,8 @@ struct hr_stream_params {
                               in the page cache already                                        */
     enum hr_switch huge_pages; /* OFF: the ring is of small pages. AUTO and ON: of huge ones as
                                   far as the kernel gives any                                  */
+    uint32_t timeout_s;        /* a disk that answers no read for so long is given up: -ETIMEDOUT;
+                                  0: HR_TIMEOUT_S_DEFAULT, HR_TIMEOUT_NONE: it is waited for     */
     struct hr_trace *trace;    /* records into it; borrowed until close; NULL: no trace           */
 };
 
@@ -250,7 +255,9 @@ HR_API int hr_stream_set_blocks(struct hr_stream *stream, uint32_t block_bytes, 
 
 /* Wait for the next unit in order. Bands of one tensor follow one another.
  * @return 1 with *ret_unit filled, 0 at the end of the last pass, or a negative errno: -EIO and
- *         others name file, tensor and byte range; -ECANCELED after hr_stream_interrupt();
+ *         others name file, tensor and byte range; -ETIMEDOUT the disk does not answer; -ESTALE a
+ *         file was changed or replaced while it was read, found at the end of each pass;
+ *         -ECANCELED after hr_stream_interrupt();
  *         -EDEADLK when the units still held leave no room for the next one. */
 HR_API int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr_error *err);
 
@@ -262,7 +269,8 @@ HR_API void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream
 /* Is this shard read with O_DIRECT at present? */
 HR_API bool hr_stream_shard_direct(const struct hr_stream *stream, uint32_t shard_idx);
 HR_API void hr_stream_interrupt(struct hr_stream *stream);
-/* Waits for reads in flight. Units not yet released become invalid. */
+/* Waits for reads in flight, but after -ETIMEDOUT not: then the memory that they may yet write to,
+ * the ring, is never given back. Units not yet released become invalid. */
 HR_API void hr_stream_close(struct hr_stream **stream);
 
 /* ---- the disk ------------------------------------------------------------------------ */

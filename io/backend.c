@@ -60,8 +60,9 @@ void hr_io_destroy(struct hr_io **io)
 
 /* One request and its answer, with patience for transient refusals.
  * @return bytes read or a negative errno */
-static int read_once(struct hr_io *io, const struct hr_io_request *request)
+static int read_once(struct hr_io *io, const struct hr_io_request *request, bool *ret_hangs)
 {
+    const uint64_t begin_ns = hr_now_ns();
     const struct timespec pause = {.tv_nsec = 1000000};
     struct hr_io_completion done;
     bool queued = false;
@@ -78,9 +79,13 @@ static int read_once(struct hr_io *io, const struct hr_io_request *request)
             return done.result;
         if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY && r != -ENOMEM)
             return r;
-        /* A queued read must be waited for, however long: its buffer is not ours before. */
+        /* A queued read must be waited for: its buffer is not ours before. */
         if (!queued && tries == 100)
             return r;
+        *ret_hangs =
+            queued && io->params.timeout_ns > 0 && hr_now_ns() - begin_ns >= io->params.timeout_ns;
+        if (*ret_hangs)
+            return -ETIMEDOUT;
         if (r < 0)
             nanosleep(&pause, NULL);
     }
@@ -90,7 +95,7 @@ static int read_once(struct hr_io *io, const struct hr_io_request *request)
 static int probe(struct hr_io *io, struct hr_error *err)
 {
     const struct hr_io_params *params = &io->params;
-    char text[128];
+    char text[128], path[512];
 
     for (uint32_t i = 0; i < params->n_files; i++) {
         const uint64_t file_bytes = params->files[i].source->size_bytes;
@@ -105,9 +110,16 @@ static int probe(struct hr_io *io, struct hr_error *err)
                                                 cover_bytes),
             .tag = HR_IO_TAG_PROBE,
         };
-        const int r = read_once(io, &request);
+        bool hangs = false;
+        const int r = read_once(io, &request, &hangs);
+
+        if (hangs)
+            return hr_error_set(err, r, "%s: bytes 0 to %u: the disk has not answered for %u s",
+                                hr_printable(params->files[i].source->path, path, sizeof(path)),
+                                request.size_bytes - 1,
+                                (unsigned) (params->timeout_ns / 1000000000u));
         /* A bad disk is no reason to doubt the backend; the stream will name the place. */
-        if (r >= 0 || r == -EIO)
+        if (r >= 0 || r == -EIO || r == -ETIMEDOUT)
             return 0;
         return hr_error_set(err, r, "a trial read failed: %s", hr_strerror(r, text, sizeof(text)));
     }
@@ -122,10 +134,10 @@ static int open_and_probe(struct hr_io **ret_io, const struct hr_io_backend *bac
 
     if (r == 0) {
         r = probe(io, err);
-        if (r < 0)
+        if (r < 0 && r != -ETIMEDOUT)
             hr_io_destroy(&io);
     }
-    if (r == 0)
+    if (io)
         *ret_io = io;
     return r;
 }
@@ -172,6 +184,8 @@ static int create_first(struct hr_io **ret_io, const struct hr_io_params *params
             continue;
         if (open_and_probe(ret_io, backends[i].backend, params, &why) == 0)
             return 0;
+        if (why.code == -ETIMEDOUT)
+            return hr_error_set(err, why.code, "%s", why.message);
         /* Where it was not meant to work, nobody need do anything. */
         hr_log(why.code == -EOPNOTSUPP ? HR_LOG_INFO : HR_LOG_WARN, "io: %s does not work here: %s",
                name, why.message);
@@ -197,6 +211,8 @@ int hr_io_create(struct hr_io **ret_io, const char *name, const struct hr_io_par
     if (r < 0)
         return r;
     r = open_and_probe(ret_io, backend, params, &why);
+    if (r == -ETIMEDOUT)
+        return hr_error_set(err, r, "%s", why.message);
     if (r < 0)
         return hr_error_set(err, r, "I/O backend %s does not work here: %s", name, why.message);
     return 0;

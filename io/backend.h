@@ -84,6 +84,7 @@ struct hr_io_params {
     void *buf;      /* all requests read into this range */
     size_t buf_bytes;
     uint32_t block_bytes; /* size of the probing read */
+    uint64_t timeout_ns;  /* for the probing read; 0: as long as it takes */
 };
 
 struct hr_io {
@@ -122,7 +123,8 @@ extern const struct hr_io_backend hr_io_backend_fault;
 /* Bring up backend `name`, or with NULL or "auto" what HEADRACE_IO names, or else the first of the
  * list that can read the first block of a file. A named backend is never substituted.
  * @return 0; -EINVAL no such name (the message lists them), -ENODEV none works (all reasons),
- *         or the error of the named one. */
+ *         -ETIMEDOUT the trial read has not come back: *ret_io is then the backend, which may still
+ *         use its parameters and must never be destroyed; or the error of the named one. */
 int hr_io_create(struct hr_io **ret_io, const char *name, const struct hr_io_params *params,
                  struct hr_error *err);
 /* As above for one name, without a trial read. */
@@ -150,6 +152,7 @@ void hr_io_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex, uint64_t wait
  *   enomem=P, ebusy=P      P % of the submissions are refused so
  *   nomem=P                P % of the reads fail with ENOMEM
  *   eio=OFFSET[:TIMES]     reads over this byte of any file fail; TIMES 0 or absent: for good
+ *   hang=OFFSET            reads over this byte of any file never come back
  *   einval=1               reads from direct files fail with EINVAL
  *   eof=OFFSET             files end there
  *   delay=US               completions come up to US microseconds late

@@ -60,7 +60,8 @@ struct hr_reader_params {
     const char *io;       /* backend; NULL or "auto": HEADRACE_IO, else the first that works.
                              A backend that was named is never substituted                */
     enum hr_direct direct;
-    bool small_pages; /* no huge pages for the ring */
+    uint32_t timeout_s; /* of a disk without any answer; 0: HR_TIMEOUT_S_DEFAULT; HR_TIMEOUT_NONE */
+    bool small_pages;   /* no huge pages for the ring */
     /* Writes what a range is ("tensor x, rows a to b") for error messages; NULL: nothing. */
     void (*describe)(void *user, uint32_t range_idx, char *buf, size_t buf_bytes);
     void *describe_user;
@@ -107,7 +108,7 @@ uint64_t hr_reader_ring_bytes_min(const struct hr_read_range *ranges, uint32_t n
 
 /* Wait for the next range in order.
  * @return 1; 0 after the last; -EIO and others with file, byte range and describe()'s words;
- *         -ECANCELED; -EDEADLK the ranges still held leave no room for the next. */
+ *         -ETIMEDOUT; -ECANCELED; -EDEADLK the ranges still held leave no room for the next. */
 int hr_reader_next(struct hr_reader *reader, struct hr_slice *ret_slice, struct hr_error *err);
 
 /* In any order, each once; space becomes free in the order of the ranges. */
@@ -140,7 +141,8 @@ int hr_io_device_identity(int fd, struct hr_device_identity *ret_identity);
 /* Async-signal-safe. Waiting and later hr_reader_next() return -ECANCELED within 100 ms. */
 void hr_reader_interrupt(struct hr_reader *reader);
 
-/* Waits for reads in flight, joins the thread, frees. */
+/* Waits for reads in flight, joins the thread, frees. After a disk gave no answer within the
+ * timeout the ring, the descriptors and the backend stay for good: see reader_api.c. */
 void hr_reader_destroy(struct hr_reader **reader);
 
 #endif /* HR_IO_H */

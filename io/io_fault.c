@@ -21,7 +21,7 @@ struct fault_program {
     uint64_t short_percent, eintr_percent, eagain_percent, nomem_percent;
     uint64_t enomem_percent, ebusy_percent; /* of submissions */
     uint64_t eio_offset, eio_times;
-    uint64_t eof_offset;
+    uint64_t eof_offset, hang_offset;
     uint64_t einval, delay_us, reorder;
 };
 
@@ -30,6 +30,7 @@ struct held {
     int32_t result;
     bool spoiled;    /* answered without reading      */
     bool arrived;    /* the result is known           */
+    bool hung;       /* it never will be              */
     uint64_t due_ns; /* not handed out before         */
 };
 
@@ -84,6 +85,7 @@ static int parse_item(struct fault_program *program, char *item, struct hr_error
         {"ebusy", &program->ebusy_percent}, {"eio", &program->eio_offset},
         {"eof", &program->eof_offset},      {"einval", &program->einval},
         {"delay", &program->delay_us},      {"reorder", &program->reorder},
+        {"hang", &program->hang_offset},
     };
     char *value = strchr(item, '=');
 
@@ -125,8 +127,11 @@ static int fault_init(struct hr_io *io, struct hr_error *err)
 {
     struct fault_io *fault = io->priv;
 
-    fault->program = (struct fault_program){
-        .inner = "pread", .seed = 1, .eio_offset = UINT64_MAX, .eof_offset = UINT64_MAX};
+    fault->program = (struct fault_program){.inner = "pread",
+                                            .seed = 1,
+                                            .eio_offset = UINT64_MAX,
+                                            .eof_offset = UINT64_MAX,
+                                            .hang_offset = UINT64_MAX};
     int r = parse_program(&fault->program, err);
     if (r < 0)
         return r;
@@ -176,6 +181,12 @@ static int32_t pick_error(struct fault_io *fault, const struct hr_io_file *file,
     return chance(fault, program->nomem_percent) ? -ENOMEM : 0;
 }
 
+static bool hangs(const struct fault_io *fault, const struct hr_io_request *request)
+{
+    return fault->program.hang_offset >= request->offset_bytes &&
+           fault->program.hang_offset < request->offset_bytes + request->size_bytes;
+}
+
 static int fault_submit(struct hr_io *io, const struct hr_io_request *requests, uint32_t n)
 {
     struct fault_io *fault = io->priv;
@@ -188,14 +199,14 @@ static int fault_submit(struct hr_io *io, const struct hr_io_request *requests, 
     for (uint32_t i = 0; i < n; i++) {
         const struct hr_io_file *file = &io->params.files[requests[i].file_idx];
         const uint64_t delay_ns = fault->program.delay_us * 1000;
-        struct held held = {.request = requests[i]};
+        struct held held = {.request = requests[i], .hung = hangs(fault, &requests[i])};
 
         if (!probing) {
             held.result = pick_error(fault, file, &requests[i]);
             held.spoiled = held.arrived = held.result < 0;
             held.due_ns = delay_ns > 0 ? hr_now_ns() + next_random(fault) % delay_ns : 0;
         }
-        if (!held.spoiled) {
+        if (!held.spoiled && !held.hung) {
             const int r = fault->inner->backend->submit(fault->inner, &requests[i], 1);
 
             if (r < 1)
@@ -232,7 +243,7 @@ static int pull(struct fault_io *fault, uint64_t timeout_ns)
     uint32_t n_out = 0;
 
     for (uint32_t i = 0; i < fault->n_held; i++)
-        n_out += !fault->held[i].arrived;
+        n_out += !fault->held[i].arrived && !fault->held[i].hung;
     if (n_out == 0)
         return 0;
     const int n = fault->inner->backend->reap(fault->inner, done, HR_IO_BATCH, timeout_ns);

@@ -67,7 +67,8 @@ static bool synchronise(struct hr_reader *reader)
 
     pthread_mutex_lock(&shared->mutex);
     const bool news = reader->n_ready > shared->n_ready;
-    const bool failed = reader->failure.code != 0 && reader->in_flight == 0 && reader->queue_n == 0;
+    const bool failed = reader->failure.code != 0 &&
+                        ((reader->in_flight == 0 && reader->queue_n == 0) || reader->abandoned);
     shared->n_ready = reader->n_ready;
     shared->stats = stats;
     if (failed)
@@ -149,7 +150,7 @@ static bool submit_queue(struct hr_reader *reader, struct hr_device_queue *queue
             return false;
         }
         if (reader->in_flight == 0 && r > 0)
-            reader->busy_since_ns = now_ns;
+            reader->busy_since_ns = reader->answered_ns = now_ns;
         reader->in_flight += (uint32_t) r;
         queue->in_flight += (uint32_t) r;
         queue->first = (queue->first + (uint32_t) r) & mask;
@@ -191,10 +192,18 @@ static void reap(struct hr_reader *reader, uint64_t timeout_ns)
     const uint64_t now_ns = hr_now_ns();
 
     reader->refusals = 0;
+    reader->answered_ns = now_ns;
+    reader->is_slow = false;
     for (int i = 0; i < n; i++)
         hr_reader_complete(reader, &done[i], now_ns);
     if (reader->in_flight == 0)
         reader->stats.busy_ns += now_ns - reader->busy_since_ns;
+}
+
+static void reap_or_give_up(struct hr_reader *reader, uint64_t timeout_ns)
+{
+    reap(reader, timeout_ns);
+    hr_reader_check_hang(reader);
 }
 
 /* Nothing in flight and nothing to submit: sleep until the caller changes that. */
@@ -234,12 +243,16 @@ static void stream(struct hr_reader *reader)
     while (synchronise(reader)) {
         enum hr_plan_result result = HR_PLAN_END;
 
+        if (reader->abandoned) {
+            idle(reader, false);
+            continue;
+        }
         if (reader->failure.code == 0 && !hr_reader_interrupted(reader))
             result = cut_blocks(reader);
         submit_queues(reader);
         const bool wants_space = result == HR_PLAN_FULL || result == HR_PLAN_HOLD;
         if (reader->in_flight > 0)
-            reap(reader, wants_space ? WAIT_SPACE_NS : WAIT_NS);
+            reap_or_give_up(reader, wants_space ? WAIT_SPACE_NS : WAIT_NS);
         else if (reader->queue_n > 0)
             pause_thread();
         else
@@ -249,8 +262,8 @@ static void stream(struct hr_reader *reader)
     const uint64_t failed_block = reader->failed_block;
 
     reader->failed_block = 0;
-    while (reader->in_flight > 0)
-        reap(reader, WAIT_NS);
+    while (reader->in_flight > 0 && !reader->abandoned)
+        reap_or_give_up(reader, WAIT_NS);
     reader->failed_block = failed_block;
 }
 
@@ -265,6 +278,9 @@ void *hr_reader_thread(void *arg)
         .buf = reader->ring.base,
         .buf_bytes = reader->ring.size_bytes,
         .block_bytes = reader->params.block_bytes,
+        .timeout_ns = reader->params.timeout_s == HR_TIMEOUT_NONE
+                          ? 0
+                          : reader->params.timeout_s * UINT64_C(1000000000),
     };
     struct hr_error failure = {0};
 
@@ -273,6 +289,7 @@ void *hr_reader_thread(void *arg)
         reader->stats.io_name = reader->io->backend->name;
         reader->stats.pinned_bytes = reader->io->pinned_bytes;
     }
+    reader->abandoned = r == -ETIMEDOUT;
     pthread_mutex_lock(&shared->mutex);
     shared->failure = failure;
     shared->stats = reader->stats;
@@ -292,6 +309,7 @@ void *hr_reader_thread(void *arg)
         }
     }
     pthread_mutex_unlock(&shared->mutex);
-    hr_io_destroy(&reader->io);
+    if (!reader->abandoned)
+        hr_io_destroy(&reader->io);
     return NULL;
 }

@@ -192,6 +192,12 @@ struct hr_reader {
     bool caller_waits; /* as of the last synchronisation */
     struct hr_stream_stats stats;
     uint64_t busy_since_ns; /* while in_flight > 0 */
+    uint64_t answered_ns;   /* when the last read came back, or the first of none in flight began */
+    bool is_slow;           /* a warning has told that none comes                               */
+    /* Reads in flight have not come back within the timeout and are not waited for. Whatever they
+     * may still touch is never freed. Read by others only after the thread has ended. */
+    bool abandoned;
+    struct hr_reader *next_abandoned;
     uint64_t latency_sum_ns;
     uint64_t traced_ns;            /* end of the last slice of the disk in the trace */
     struct hr_latencies latencies; /* written by the thread, read by anyone */
@@ -224,6 +230,8 @@ void hr_reader_enqueue(struct hr_reader *reader, uint64_t block_idx, bool in_fro
  * still read, later ones are given up. */
 void hr_reader_fail(struct hr_reader *reader, uint64_t block_idx, uint64_t size_bytes, int code,
                     const char *what);
+/* Give up when nothing has come back for the timeout. */
+void hr_reader_check_hang(struct hr_reader *reader);
 /* The kernel takes no more requests just now: fewer at a time from here on if it lacks memory. */
 void hr_reader_refused(struct hr_reader *reader, int code);
 

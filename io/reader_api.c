@@ -147,6 +147,8 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
     reader->params = *params;
     if (params->block_bytes == 0)
         reader->params.block_bytes = HR_BLOCK_BYTES_DEFAULT;
+    if (params->timeout_s == 0)
+        reader->params.timeout_s = HR_TIMEOUT_S_DEFAULT;
     reader->depth_max = params->depth ? params->depth : HR_DEPTH_DEFAULT;
     reader->depth = reader->depth_max;
     reader->failed_block = UINT64_MAX;
@@ -175,6 +177,18 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
     return 0;
 }
 
+/* A read that was given up may still end, today or never: the kernel, or a thread of the backend,
+ * then writes into the ring and tells the backend. So ring, descriptors and backend stay as long as
+ * the process does. The list is for those who look for leaks: these are meant. */
+static void keep_for_good(struct hr_reader *reader)
+{
+    static struct hr_reader *_Atomic abandoned;
+
+    reader->next_abandoned = atomic_load(&abandoned);
+    while (!atomic_compare_exchange_weak(&abandoned, &reader->next_abandoned, reader))
+        ;
+}
+
 void hr_reader_destroy(struct hr_reader **reader_ptr)
 {
     struct hr_reader *reader = *reader_ptr;
@@ -189,9 +203,12 @@ void hr_reader_destroy(struct hr_reader **reader_ptr)
         pthread_mutex_unlock(&reader->shared->mutex);
         pthread_join(reader->thread, NULL);
     }
-    hr_ring_uninit(&reader->ring);
-    for (uint32_t i = 0; i < reader->n_files_open; i++)
-        hr_io_file_close(&reader->files[i]);
+    if (!reader->abandoned) {
+        hr_ring_uninit(&reader->ring);
+        for (uint32_t i = 0; i < reader->n_files_open; i++)
+            hr_io_file_close(&reader->files[i]);
+        free(reader->files);
+    }
     hr_plan_uninit(&reader->plan);
     pthread_cond_destroy(&reader->shared->reader_wakes);
     pthread_cond_destroy(&reader->shared->caller_wakes);
@@ -202,8 +219,10 @@ void hr_reader_destroy(struct hr_reader **reader_ptr)
         free(reader->devices[d].items);
     free(reader->file_device);
     free(reader->blocks);
-    free(reader->files);
-    free(reader);
+    if (reader->abandoned)
+        keep_for_good(reader);
+    else
+        free(reader);
 }
 
 uint64_t hr_reader_ring_bytes_min(const struct hr_read_range *ranges, uint32_t n)

@@ -13,6 +13,8 @@
 #include "io/reader.h"
 
 enum {
+    INTERRUPTED_S = 2,    /* to wait for reads in flight */
+    SLOW_S = 10,          /* without an answer: worth a warning              */
     TRIES_MAX = 100,      /* requests of a block without progress                 */
     REFUSALS_MAX = 10000, /* of the kernel in a row, a millisecond or more apart  */
     DESCRIPTION_BYTES = 256,
@@ -107,7 +109,8 @@ void hr_reader_refused(struct hr_reader *reader, int code)
     }
     if (++reader->refusals <= REFUSALS_MAX)
         return;
-    /* Nothing will come of what is queued. */
+    /* Nothing will come of what is queued, nor can be known of what is under way. */
+    reader->abandoned = reader->in_flight > 0;
     if (reader->first_block < reader->next_block)
         hr_reader_fail(reader, reader->first_block,
                        hr_reader_block(reader, reader->first_block)->ask_bytes, code,
@@ -115,6 +118,31 @@ void hr_reader_refused(struct hr_reader *reader, int code)
     reader->in_flight = 0;
     for (uint32_t d = 0; d < reader->n_devices; d++)
         reader->devices[d].in_flight = 0;
+}
+
+void hr_reader_check_hang(struct hr_reader *reader)
+{
+    const uint64_t waited_s = (hr_now_ns() - reader->answered_ns) / 1000000000u;
+    /* Who interrupts does not want to wait for a disk that may never answer. */
+    const uint32_t timeout_s =
+        hr_reader_interrupted(reader) ? INTERRUPTED_S : reader->params.timeout_s;
+    char path[PATH_PRINT_BYTES], what[128];
+
+    if (reader->in_flight == 0 || waited_s < hr_min_u64(SLOW_S, timeout_s))
+        return;
+    const struct hr_block *block = hr_reader_block(reader, reader->first_block);
+
+    if (!reader->is_slow && waited_s < timeout_s) {
+        reader->is_slow = true;
+        hr_log(HR_LOG_WARN, "%s: the disk has not answered for %" PRIu64 " s",
+               hr_printable(reader->params.files[block->at.file_idx].path, path, sizeof(path)),
+               waited_s);
+    }
+    if (timeout_s == HR_TIMEOUT_NONE || waited_s < timeout_s)
+        return;
+    snprintf(what, sizeof(what), "the disk has not answered for %" PRIu64 " s", waited_s);
+    hr_reader_fail(reader, reader->first_block, block->ask_bytes, -ETIMEDOUT, what);
+    reader->abandoned = true;
 }
 
 static void finish(struct hr_reader *reader, struct hr_block *block)

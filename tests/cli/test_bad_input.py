@@ -234,6 +234,42 @@ class BadInput(ModelCase):
             self.assertIn("full.safetensors", process.stderr)
             self.assertEqual([n for n in os.listdir(self.folder) if "full" in n], [])
 
+    def test_hanging_disk(self):
+        """A read that never comes back: file, tensor, bytes and seconds are named, and the command ends."""
+        for at in (0, 2000000):
+            result = self.forward("--io", "fault", "--io-timeout", 1, "--block-size", "64KiB",
+                                  env=environment(HEADRACE_FAULTS=f"hang={at}"))
+            self.assert_fails(result, SHARD, "bytes", "has not answered for 1 s")
+        self.assertIn("tensor transformer_blocks", result.err)
+
+    def test_model_changes_while_it_streams(self):
+        def truncate(path):
+            os.truncate(path, os.path.getsize(path) - 1)
+
+        def write(path):
+            with open(path, "r+b") as f:
+                f.seek(-1, os.SEEK_END)
+                f.write(b"x")
+
+        def replace(path):
+            shutil.copy(path, path + ".new")
+            os.rename(path + ".new", path)
+        for change, words in ((truncate, ("shrank", "it has")), (write, ("written to",)), (replace, ("replaced",))):
+            shard = os.path.join(self.copy(), SHARD)
+            process = subprocess.Popen(
+                [HEADRACE, "forward", self.path("copy"), "--inputs", self.inputs, "--timestep", "750", "--repeat",
+                 "100000", "--output", self.path("changed.out"), "--io", "fault"], stderr=subprocess.PIPE, text=True,
+                env=environment(HEADRACE_FAULTS="delay=2000"))
+            for line in process.stderr:
+                if "io: fault" in line:
+                    break
+            change(shard)
+            err = process.communicate(timeout=60)[1].strip().splitlines()[-1]
+            self.assertEqual(process.returncode, 1, err)
+            self.assertIn(SHARD, err)
+            self.assertTrue(any(word in err for word in words), err)
+            self.assertFalse(os.path.exists(self.path("changed.out")))
+
     def test_disk_errors(self):
         """The disk fails while weights stream: file, tensor and byte range are named."""
         result = self.forward("--io", "fault", env=environment(HEADRACE_FAULTS="eio=2000000"))

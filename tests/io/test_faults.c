@@ -272,6 +272,58 @@ static void shrinking_file_is_named(void **state)
     }
 }
 
+/* A read never comes back: named after the timeout, and the end does not wait for it. */
+static void hanging_disk_is_named(void **state)
+{
+    struct hr_reader_params params = make_params();
+    struct io_caller caller = {.hold_max = 1};
+    struct hr_reader *reader = NULL;
+    struct hr_slice slice;
+    struct hr_error err = {0};
+
+    (void) state;
+    hr_io_fault_program("hang=600000,reorder=1");
+    params.timeout_s = 1;
+    assert_int_equal(io_stream_once(&params, ranges, N_RANGES, 1, &caller, NULL, &err), -ETIMEDOUT);
+    assert_int_equal(caller.n_taken, 2);
+    assert_non_null(strstr(err.message, "file0: bytes 524288 to 786431 (tensor t2): the disk has "
+                                        "not answered for 1 s"));
+    /* The failure stays, and is told again. */
+    assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, ranges, N_RANGES, 0, 0, NULL), 0);
+    caller.n_taken = 0;
+    assert_int_equal(io_caller_run(&caller, reader, ranges, N_RANGES, NULL), -ETIMEDOUT);
+    hr_error_clear(&err);
+    assert_int_equal(hr_reader_next(reader, &slice, &err), -ETIMEDOUT);
+    hr_reader_destroy(&reader);
+    /* The trial read. */
+    hr_io_fault_program("hang=0");
+    hr_error_clear(&err);
+    assert_int_equal(hr_reader_create(&reader, &params, &err), -ETIMEDOUT);
+    assert_null(reader);
+    assert_non_null(strstr(err.message, "file0: bytes 0 to 262143: the disk has not answered"));
+    hr_io_fault_program(NULL);
+}
+
+/* Without a timeout an interruption still ends it. */
+static void hanging_disk_is_interrupted(void **state)
+{
+    struct hr_reader_params params = make_params();
+    struct hr_reader *reader = NULL;
+    struct hr_slice slice;
+
+    (void) state;
+    hr_io_fault_program("hang=600000");
+    params.timeout_s = HR_TIMEOUT_NONE;
+    assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, ranges, N_RANGES, 0, 1, NULL), 0);
+    assert_int_equal(hr_reader_next(reader, &slice, NULL), 1);
+    hr_reader_interrupt(reader);
+    assert_int_equal(hr_reader_next(reader, &slice, NULL), -ECANCELED);
+    hr_reader_destroy(&reader);
+    hr_io_fault_program(NULL);
+}
+
 static void bad_programs_are_refused(void **state)
 {
     static const char *const programs[] = {"short",     "short=x", "nonsense=1", "inner=fault",
@@ -304,6 +356,8 @@ int main(void)
         cmocka_unit_test(end_of_file_is_no_short_read),
         cmocka_unit_test(lost_direct_falls_back),
         cmocka_unit_test(shrinking_file_is_named),
+        cmocka_unit_test(hanging_disk_is_named),
+        cmocka_unit_test(hanging_disk_is_interrupted),
         cmocka_unit_test(bad_programs_are_refused),
     };
 
