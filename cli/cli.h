@@ -6,7 +6,9 @@
  *   cmd_*.c        one verb each
  *   inputs.c       tensor files in
  *   outputs.c      results out
- *   report.c       progress, summary, JSON
+ *   stats.c        statistics of a run
+ *   report.c       progress, JSON, messages
+ *   bench*.c       measuring the disk, see bench.h
  *
  * Results go to standard output, messages and progress to standard error. Exit codes: 0 done,
  * 1 failed, 2 used wrongly.
@@ -30,9 +32,13 @@ enum cli_verb_bit {
     CLI_CHECKSUM = 1 << 5,
     CLI_VERIFY = 1 << 6,
     CLI_PLAN = 1 << 7,
-    CLI_COMPUTE = CLI_FORWARD | CLI_DENOISE, /* those that run the model                   */
-    CLI_RUN = CLI_COMPUTE | CLI_PLAN,        /* those that take a run's options            */
-    CLI_READ = CLI_CHECKSUM | CLI_VERIFY,    /* those that read a model and do not run it  */
+    CLI_BENCH = 1 << 8,
+    CLI_TUNE = 1 << 9,
+    CLI_COMPUTE = CLI_FORWARD | CLI_DENOISE, /* those that run the model        */
+    CLI_RUN = CLI_COMPUTE | CLI_PLAN,        /* those that take a run's options */
+    CLI_MEASURE = CLI_BENCH | CLI_TUNE,
+    /* those that read a model and do not run it */
+    CLI_READ = CLI_CHECKSUM | CLI_VERIFY | CLI_MEASURE,
     CLI_ALL = CLI_RUN | CLI_READ | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
 };
 
@@ -55,7 +61,10 @@ struct cli_options {
     uint64_t depth, n_threads, n_layers, n_repeat;
     uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
         header_pad_bytes;
-    uint64_t n_steps, seed, io_timeout;
+    uint64_t n_steps, seed, n_quads, io_timeout;
+    const char *plot;
+    bool sweep, small_pages;
+    unsigned bench_order;
     double timestep, strength, cfg_scale, mu; /* NAN: not given; a timestep may be NAN, too */
     bool timestep_given;
     bool cfg_norm;
@@ -78,7 +87,12 @@ int cli_denoise(const struct cli_options *o);
 int cli_checksum(const struct cli_options *o);
 int cli_verify(const struct cli_options *o);
 int cli_plan(const struct cli_options *o);
+int cli_bench(const struct cli_options *o);
+int cli_tune(const struct cli_options *o);
 
+/* Fill in *err unless something has failed before; returns code, a negative errno. */
+int cli_error(struct hr_error *err, int code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 /* "headrace: MESSAGE" on standard error; returns CLI_FAILED. */
 int cli_fail(const struct hr_error *err);
 int cli_usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -119,8 +133,13 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o);
 /* Read --manifest, if it was given, and have `params` use it; close it after the model. */
 int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_options *o,
                       struct hr_dit_params *params, struct hr_error *err);
+
+/* ---- stats.c ------------------------------------------------------------------------------ */
+
 /* Statistics that forward and denoise share, as members of obj or as lines. */
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
+/* The part that is the stream's. */
+void cli_stream_json(json_t *obj, const struct hr_stream_stats *stats);
 void cli_stats_text(const struct hr_dit_stats *stats);
 /* What the run was going to use, next to what it used. */
 void cli_predicted_json(json_t *obj, const struct hr_dit_stats *stats);
@@ -169,6 +188,7 @@ void cli_progress_block(void *user, const struct hr_dit_progress *progress);
 void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *step);
 void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total);
 void cli_progress_reading(void *user, uint64_t bytes_done, uint64_t bytes_total);
+void cli_progress_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void cli_progress_clear(void);
 
 /* "40.86 GB", "297 MB". */

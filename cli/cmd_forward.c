@@ -17,6 +17,7 @@ struct hr_stream_params cli_stream_params(const struct cli_options *o)
         .depth = (uint32_t) o->depth,
         .io = o->io,
         .direct = (enum hr_direct) o->direct,
+        .huge_pages = o->small_pages ? HR_SWITCH_OFF : HR_SWITCH_AUTO,
         .timeout_s = o->io_timeout ? (uint32_t) o->io_timeout : HR_TIMEOUT_NONE,
     };
 }
@@ -63,81 +64,6 @@ int cli_read_inputs(struct cli_tensors *tensors, const struct cli_options *o,
     for (uint32_t i = 0; i < o->inputs.n && r == 0; i++)
         r = cli_tensors_read(&tensors[i], o->inputs.items[i], &wanted, err);
     return r;
-}
-
-double cli_seconds(uint64_t ns)
-{
-    return (double) ns / 1e9;
-}
-
-double cli_gbps(uint64_t bytes, uint64_t ns)
-{
-    return ns ? (double) bytes / (double) ns : 0.0;
-}
-
-double cli_disk_share(uint64_t stall_disk_ns, uint64_t wall_ns)
-{
-    return wall_ns ? (double) stall_disk_ns / (double) wall_ns : 0.0;
-}
-
-void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
-{
-    json_t *members = json_pack(
-        "{s:s, s:b, s:s, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:I, s:I, s:I, "
-        "s:I}",
-        "backend", s->stream.io_name, "direct", (int) s->stream.direct, "device", s->device_name,
-        "bytes_read", (json_int_t) s->stream.bytes_read, "bytes_used",
-        (json_int_t) s->stream.bytes_used, "disk_gbps",
-        cli_gbps(s->stream.bytes_read, s->stream.busy_ns), "setup_s", cli_seconds(s->setup_ns),
-        "peak_memory_bytes", (json_int_t) s->peak_memory_bytes, "ring_bytes",
-        (json_int_t) s->stream.ring_bytes, "activation_bytes", (json_int_t) s->activation_bytes,
-        "resident_bytes", (json_int_t) s->resident_bytes, "mods_bytes", (json_int_t) s->mods_bytes,
-        "mods_spilled", (int) s->mods_spilled, "block_bytes", (json_int_t) s->stream.block_bytes,
-        "iodepth", (json_int_t) s->stream.depth, "reads", (json_int_t) s->stream.reads,
-        "short_reads", (json_int_t) s->stream.short_reads, "retries",
-        (json_int_t) s->stream.retries);
-
-    json_object_update(obj, members);
-    json_decref(members);
-    json_object_set_new(obj, "verified_bytes", json_integer((json_int_t) s->verified_bytes));
-    json_object_set_new(obj, "verify_s", json_real(cli_seconds(s->verify_ns)));
-}
-
-void cli_stats_text(const struct hr_dit_stats *s)
-{
-    char a[32], b[32], c[32];
-
-    printf("disk      %s read at %.2f GB/s (%s%s, %u KiB x %u)\n",
-           cli_size(a, s->stream.bytes_read), cli_gbps(s->stream.bytes_read, s->stream.busy_ns),
-           s->stream.io_name, s->stream.direct ? ", direct" : ", buffered",
-           s->stream.block_bytes >> 10, s->stream.depth);
-    printf("memory    peak %s of the whole process (ring %s, activations %s)\n",
-           cli_size(a, s->peak_memory_bytes), cli_size(b, s->stream.ring_bytes),
-           cli_size(c, s->activation_bytes));
-    if (s->verified_bytes > 0)
-        printf("verified  %s, as in the manifest, in %.2f s\n", cli_size(a, s->verified_bytes),
-               cli_seconds(s->verify_ns));
-}
-
-void cli_predicted_json(json_t *obj, const struct hr_dit_stats *s)
-{
-    const struct hr_dit_prediction *p = &s->predicted;
-
-    json_object_set_new(
-        obj, "predicted",
-        json_pack("{s:I, s:I, s:I, s:I, s:I}", "bytes_used", (json_int_t) p->run_bytes,
-                  "first_bytes", (json_int_t) p->first_bytes, "later_bytes",
-                  (json_int_t) p->later_bytes, "up_front_bytes", (json_int_t) p->up_front_bytes,
-                  "peak_memory_bytes", (json_int_t) p->peak_memory_bytes));
-}
-
-void cli_predicted_text(const struct hr_dit_stats *s)
-{
-    char a[32], b[32], c[32], d[32];
-
-    printf("predicted %s of weights, at most %s of memory; used %s and %s\n",
-           cli_size(a, s->predicted.run_bytes), cli_size(b, s->predicted.peak_memory_bytes),
-           cli_size(c, s->stream.bytes_used), cli_size(d, s->peak_memory_bytes));
 }
 
 /* ---- forward ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* report.c -- progress while it runs, and printing. */
 #include <errno.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +23,18 @@ void cli_progress_clear(void)
     if (line_open)
         fputs("\r\033[K", stderr);
     line_open = false;
+}
+
+void cli_progress_note(const char *format, ...)
+{
+    va_list ap;
+
+    fputs("\r\033[K", stderr);
+    va_start(ap, format);
+    vfprintf(stderr, format, ap);
+    va_end(ap);
+    fflush(stderr);
+    line_open = true;
 }
 
 void cli_progress_block(void *user, const struct hr_dit_progress *p)
@@ -138,6 +151,19 @@ const char *cli_duration(char buf[32], uint64_t ns)
     else
         snprintf(buf, 32, "%llu h %02llu min", seconds / 3600, seconds / 60 % 60);
     return buf;
+}
+
+int cli_error(struct hr_error *err, int code, const char *format, ...)
+{
+    va_list ap;
+
+    if (err->code)
+        return code;
+    err->code = code;
+    va_start(ap, format);
+    vsnprintf(err->message, sizeof(err->message), format, ap);
+    va_end(ap);
+    return code;
 }
 
 int cli_fail(const struct hr_error *err)

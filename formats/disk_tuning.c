@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tuning.c -- what was measured on one disk, as a small JSON object that is read back strictly: a
- * file of other numbers must not decide how every later run reads. */
+/* disk_tuning.c -- what was measured on one disk, as a small JSON object that is read back
+ * strictly: a file of other numbers must not decide how every later run reads. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -100,7 +100,7 @@ static int read_members(struct hr_tuning *tuning, const json_t *root, const char
 
         if (!text || strlen(text) >= texts[i].bytes)
             return hr_error_set(err, -EBADMSG, "%s: %s is missing or too long", what, texts[i].key);
-        strcpy((char *) tuning + texts[i].offset, text);
+        memcpy((char *) tuning + texts[i].offset, text, strlen(text) + 1);
     }
     return 0;
 }
