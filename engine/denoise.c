@@ -220,6 +220,31 @@ static void add_facts(struct hr_denoise *d, const struct hr_checkpoint *checkpoi
     }
 }
 
+/* LoRAs by their whole content: two of one training have the same header. */
+static int add_lora_facts(struct hr_denoise *d, struct hr_error *err)
+{
+    const struct hr_dit_params *p = &d->params.dit;
+    char name[48];
+    int r = 0;
+
+    for (uint32_t i = 0; i < p->n_loras && i < HR_LORA_FILES_MAX && r == 0; i++) {
+        struct hr_checkpoint *file = NULL;
+
+        r = hr_checkpoint_open(
+            &file, &(struct hr_checkpoint_params){.paths = &p->loras[i].path, .n_paths = 1}, err);
+        snprintf(name, sizeof(name), "LoRA %u", i);
+        if (r == 0)
+            r = hr_resume_fact_content(d->resume, name, file, err);
+        snprintf(name, sizeof(name), "strength of LoRA %u", i);
+        hr_resume_fact(d->resume, name, "%.9g", (double) p->loras[i].strength);
+        hr_checkpoint_close(&file);
+    }
+    if (p->n_loras > 0)
+        hr_resume_fact(d->resume, "LoRA mode", "%s",
+                       p->lora_mode == HR_LORA_MERGED ? "merged" : "runtime");
+    return r;
+}
+
 /* Latents and their sizes, as hr_resume_load() and hr_resume_save() want them. */
 struct latents_list {
     float *data[HR_SAMPLES_MAX];
@@ -250,6 +275,9 @@ static int go_on(struct hr_denoise *d, const struct hr_checkpoint *checkpoint, s
         return hr_error_set(err, -ENOMEM, "no memory for the state of the run");
     d->resume->folder = d->params.resume_dir;
     add_facts(d, checkpoint, joint_dim);
+    r = add_lora_facts(d, err);
+    if (r < 0)
+        return r;
     r = hr_resume_load(d->resume, list.data, list.n_floats, d->n_pictures, err);
     if (r < 0)
         return r;

@@ -12,24 +12,19 @@
 
 /* ---- arena -------------------------------------------------------------------------------- */
 
-/* Both passes over the layout, counting and taking, go through here. */
-struct carver {
-    struct hr_gpu *gpu; /* NULL: count only */
-    uint64_t bytes;
-};
-
-static void *carve(struct carver *c, uint64_t size_bytes)
+void *hr_carve(struct hr_carver *c, uint64_t size_bytes)
 {
     c->bytes += hr_gpu_arena_bytes(size_bytes);
     return c->gpu ? hr_gpu_alloc(c->gpu, size_bytes) : NULL;
 }
 
-static float *carve_f32(struct carver *c, uint64_t n)
+static float *carve_f32(struct hr_carver *c, uint64_t n)
 {
-    return carve(c, n * sizeof(float));
+    return hr_carve(c, n * sizeof(float));
 }
 
-static void carve_sample(struct carver *c, const struct hr_dit *dit, struct hr_dit_sample *sample)
+static void carve_sample(struct hr_carver *c, const struct hr_dit *dit,
+                         struct hr_dit_sample *sample)
 {
     const struct hr_dit_geometry *g = &sample->geometry;
     const uint64_t D = dit->model.width, J = dit->model.config.joint_attention_dim;
@@ -47,9 +42,9 @@ static void carve_sample(struct carver *c, const struct hr_dit *dit, struct hr_d
     region_bytes = hr_max_u64(region_bytes, g->n_txt * J * sizeof(float));
     b->img = carve_f32(c, g->n_img * D);
     b->txt = carve_f32(c, g->n_txt * D);
-    b->normed = carve(c, g->n_all * D * act_bytes);
+    b->normed = hr_carve(c, g->n_all * D * act_bytes);
     b->cos_sin = carve_f32(c, g->n_all * 2 * HR_DIT_ROPE_ANGLES);
-    b->work = carve(c, region_bytes);
+    b->work = hr_carve(c, region_bytes);
     if (c->gpu) {
         b->q = (char *) b->work + work_bytes;
         b->k = (char *) b->q + qkv_bytes;
@@ -61,7 +56,7 @@ static void carve_sample(struct carver *c, const struct hr_dit *dit, struct hr_d
 uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
 {
     const uint64_t D = dit->model.width, R = hr_dit_cond_rows(dit);
-    struct carver c = {.gpu = gpu};
+    struct hr_carver c = {.gpu = gpu};
 
     dit->shared = (struct hr_dit_shared){
         .sinusoid = carve_f32(&c, R * HR_DIT_SINUSOID_DIM),
@@ -76,6 +71,11 @@ uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
     };
     for (uint32_t i = 0; i < dit->n_samples; i++)
         carve_sample(&c, dit, &dit->samples[i]);
+    hr_dit_scales_carve(dit, &c);
+    const uint64_t before_bytes = c.bytes;
+
+    hr_dit_lora_carve(dit, &c);
+    dit->stats.lora_bytes = c.bytes - before_bytes;
     return c.bytes;
 }
 
@@ -194,6 +194,10 @@ static int prepare_parts(struct hr_dit *dit, const struct hr_dit_params *params,
                             hr_checkpoint_path(dit->checkpoint));
     for (uint32_t i = 0; i < dit->n_samples && r == 0; i++)
         r = hr_dit_geometry_init(&dit->samples[i].geometry, model, &inputs[i], err);
+    if (r == 0)
+        r = hr_dit_scales_read(dit, err);
+    if (r == 0)
+        r = hr_dit_lora_open(dit, params, err);
     if (r == 0 && is_verified(params))
         r = hr_dit_verify_init(&dit->verify, dit->checkpoint, params->manifest,
                                params->verify == HR_VERIFY_ALWAYS, model->plan, model->n_plan, err);
@@ -290,6 +294,16 @@ static int take_host_memory(struct hr_dit *dit, struct hr_error *err)
     return 0;
 }
 
+/* What comes into the arena before the first forward. */
+static int load_extras(struct hr_dit *dit, struct hr_error *err)
+{
+    int r;
+
+    dit->feed = (struct hr_feed){.gpu = dit->gpu, .cancelled = &dit->cancelled};
+    r = hr_dit_lora_load(dit, err);
+    return r == 0 ? hr_dit_scales_load(dit, err) : r;
+}
+
 static int take_mods(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err)
 {
     const size_t step_floats = hr_dit_cond_step_floats(dit);
@@ -319,6 +333,8 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         return hr_error_set(err, r, "no memory for a trace");
     hr_dit_arena_layout(dit, dit->gpu);
     r = take_host_memory(dit, err);
+    if (r == 0)
+        r = load_extras(dit, err);
     if (r == 0 && dit->timesteps)
         r = take_mods(dit, params, err);
     if (r == 0)
@@ -389,6 +405,7 @@ int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *chec
             .gpu = dit->gpu,
             .cancelled = &dit->cancelled,
             .resident = &dit->resident,
+            .lora = &dit->lora,
             .verify = is_verified(params) ? &dit->verify : NULL,
             .trace = params->stream.trace,
             .bias = dit->shared.bias,
@@ -442,6 +459,7 @@ void hr_dit_close(struct hr_dit **dit)
     hr_resident_uninit(&d->resident);
     hr_dit_verify_uninit(&d->verify);
     hr_dit_mods_uninit(&d->mods);
+    hr_dit_lora_close(d);
     hr_dit_model_uninit(&d->model);
     for (uint32_t i = 0; i < d->n_samples; i++)
         free(d->samples[i].text_index);

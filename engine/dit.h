@@ -5,6 +5,8 @@
  *   dit_tokens.c   latents <-> tokens, positions, rotary angles, timestep sinusoid (host, f32)
  *   dit_weights.c  the next weight, from the stream or resident, staged, used and given back
  *   dit_resident.c which weights stay in memory between passes
+ *   dit_scales.c   scales of fp8 weights
+ *   dit_lora.c     matrices of LoRAs, from their files to the device
  *   dit_cond.c     timestep -> modulation vectors, in each forward or for all steps at once
  *   dit_verify.c   weights compared with a manifest as they stream by
  *   dit_mods.c     where the vectors of all steps are kept
@@ -30,6 +32,8 @@
 #include "engine/dit_mods.h"
 #include "engine/dit_resident.h"
 #include "engine/dit_verify.h"
+#include "engine/lora.h"
+#include "engine/weight_scale.h"
 #include "formats/formats.h"
 #include "gpu/gpu.h"
 
@@ -45,9 +49,23 @@ enum {
 
 /* ---- architecture and weights (dit_layout.c) ---------------------------------------- */
 
+/* What one LoRA adds to a layer: scale * up down. On the device, as products want it. */
+struct hr_dit_term {
+    const struct hr_lora_term *file; /* its tensors                                          */
+    void *down;   /* [rank, in] as in the file; merged: transposed                             */
+    void *up;     /* [out, rank] as in the file; merged: F32, times scale, over the row's w_scale */
+    float *scale; /* [1]                                                                       */
+};
+
 struct hr_linear_weights {
     const struct hr_tensor *weight; /* [out, in] */
     const struct hr_tensor *bias;   /* [out]     */
+    bool planned;                   /* a forward uses it                                     */
+    struct hr_weight_scale scale;   /* as read, until it is on the device                    */
+    float *w_scale;                 /* device, see struct hr_linear; NULL: not scaled        */
+    size_t w_scale_stride;
+    struct hr_dit_term *terms; /* n_terms, in order of the files */
+    uint32_t n_terms;
 };
 
 /* The weights of one stream, image or text, of one block. */
@@ -72,8 +90,10 @@ struct hr_dit_model {
     struct hr_linear_weights time_1, time_2, img_in, txt_in, norm_out, proj_out;
     const struct hr_tensor *txt_norm;
     const struct hr_tensor *addition_t; /* [2, D], layered only, else NULL */
-    struct hr_block_weights *blocks;    /* n_layers */
-    const struct hr_tensor **plan;      /* n_plan, in order of use */
+    struct hr_block_weights *blocks;    /* of all layers of the model */
+    struct hr_linear_weights **linears; /* n_linears, all of them, in order of use */
+    uint32_t n_linears;
+    const struct hr_tensor **plan; /* n_plan, in order of use */
     uint32_t n_plan;
     uint32_t n_once; /* leading tensors of the plan that only the first pass needs */
 };
@@ -126,6 +146,18 @@ float hr_dit_tau(float timestep, bool rounding);
  * `pending`, oldest first. */
 enum { HR_PENDING_MAX = 64 };
 
+/* LoRAs of the model; all zero: none. */
+struct hr_dit_lora {
+    struct hr_lora *files;
+    enum hr_lora_mode mode;
+    struct hr_dit_term *terms; /* n_terms, of all layers that a forward uses                     */
+    uint32_t n_terms;
+    uint32_t rank_max; /* of all terms of a layer together */
+    float *low;        /* device, [rows of all products of a layer, rank_max]: scale * x down^T  */
+    float *merged;     /* device, HR_DIT_MERGED_FLOATS: rows of a weight with its terms in it    */
+    float *ones;       /* device, [in] of the widest layer                                       */
+};
+
 struct hr_feed {
     struct hr_stream *stream;
     struct hr_gpu *gpu;
@@ -133,6 +165,7 @@ struct hr_feed {
     struct hr_resident_set *resident;
     struct hr_dit_verify *verify; /* NULL: off */
     struct hr_trace *trace;       /* or NULL */
+    const struct hr_dit_lora *lora;
     struct {
         struct hr_unit unit;
         struct hr_gpu_weight weight;
@@ -155,8 +188,8 @@ void hr_feed_trace_part(struct hr_feed *feed, const char *name, uint32_t idx, ui
 int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *dst, size_t n,
                    struct hr_error *err);
 /* Next in the plan must be the layer's bias and then the bands of its weight. Each of the n
- * products p[i] says all but w, w_dtype, bias and n_out, for the whole layer; all use a band before
- * it is given back, so that n samples cost one pass over the weights. */
+ * products p[i] says all but w, w_dtype, scales, terms, bias and n_out, for the whole layer; all
+ * use a band before it is given back, so that n samples cost one pass over the weights. */
 int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
                    const struct hr_linear *p, uint32_t n, struct hr_error *err);
 /* Give all units back, waiting for the device. */
@@ -235,6 +268,7 @@ struct hr_dit {
     struct hr_dit_mods mods;
     struct hr_resident_set resident;
     struct hr_dit_verify verify;
+    struct hr_dit_lora lora;
     uint32_t n_forwards, n_done;
     atomic_int cancelled;
     struct hr_meter meter;
@@ -283,6 +317,12 @@ uint64_t hr_dit_trace_events(const struct hr_dit *dit, const struct hr_dit_param
 
 /* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
 uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu);
+/* Both passes over the layout, counting and taking, go through here. */
+struct hr_carver {
+    struct hr_gpu *gpu; /* NULL: count only */
+    uint64_t bytes;
+};
+void *hr_carve(struct hr_carver *c, uint64_t size_bytes);
 
 /* Blocks finished in the present forward, for the caller's progress line. */
 void hr_dit_report_progress(struct hr_dit *dit, uint32_t block_idx);
@@ -309,6 +349,29 @@ int hr_dit_cond_block(struct hr_dit *dit, uint32_t idx, const float **ret_img,
                       const float **ret_txt, struct hr_error *err);
 /* Of the head: [2D], scale first. */
 int hr_dit_cond_head(struct hr_dit *dit, const float **ret_mod, struct hr_error *err);
+
+/* ---- scales of fp8 weights (dit_scales.c) -------------------------------------------------- */
+
+/* Read the scales of all planned weights. @return as hr_weight_scale_read(); -EOPNOTSUPP also where
+ * something else than a linear layer is scaled */
+int hr_dit_scales_read(struct hr_dit *dit, struct hr_error *err);
+void hr_dit_scales_carve(struct hr_dit *dit, struct hr_carver *c);
+/* Put them on the device. */
+int hr_dit_scales_load(struct hr_dit *dit, struct hr_error *err);
+
+/* ---- LoRAs (dit_lora.c) --------------------------------------------------------------------- */
+
+enum { HR_DIT_MERGED_FLOATS = 4 << 20 };
+
+/* Match the files with the model, warn of what fits nothing; reads headers only.
+ * @return as hr_lora_open() */
+int hr_dit_lora_open(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err);
+void hr_dit_lora_close(struct hr_dit *dit);
+void hr_dit_lora_carve(struct hr_dit *dit, struct hr_carver *c);
+/* Floats of dit->host through which the matrices go. */
+uint64_t hr_dit_lora_host_floats(const struct hr_dit *dit);
+/* Read the matrices and put them on the device, after the scales of the weights were read. */
+int hr_dit_lora_load(struct hr_dit *dit, struct hr_error *err);
 
 /* One block; idx counts from 0. */
 int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err);

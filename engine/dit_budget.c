@@ -15,7 +15,7 @@ enum {
 size_t hr_dit_host_floats(const struct hr_dit *dit)
 {
     const uint64_t D = dit->model.width, R = hr_dit_cond_rows(dit);
-    uint64_t n = hr_max_u64(D, R * HR_DIT_SINUSOID_DIM);
+    uint64_t n = hr_max_u64(hr_max_u64(D, R * HR_DIT_SINUSOID_DIM), hr_dit_lora_host_floats(dit));
 
     if (dit->timesteps)
         n = hr_max_u64(n, hr_max_u64(R * 6 * D, hr_dit_cond_step_floats(dit)));
@@ -145,12 +145,13 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
             b->resident_bytes = hr_min_u64(b->resident_bytes, params->resident_max_bytes);
         return 0;
     }
-    return hr_error_set(err, -ENOMEM,
-                        "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
-                        "libraries %llu, activations %llu, scratch %llu, ring at least %llu; raise "
-                        "the limit or use a smaller picture",
-                        mib(params->ram_bytes), mib(fixed + ring_min),
-                        mib(b->process_bytes + SLACK_BYTES),
-                        mib(b->arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes),
-                        mib(b->scratch_bytes), mib(ring_min));
+    return hr_error_set(
+        err, -ENOMEM,
+        "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
+        "libraries %llu, activations%s %llu, scratch %llu, ring at least %llu; raise "
+        "the limit or use a smaller picture",
+        mib(params->ram_bytes), mib(fixed + ring_min), mib(b->process_bytes + SLACK_BYTES),
+        dit->stats.lora_bytes ? " and LoRAs" : "",
+        mib(b->arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes), mib(b->scratch_bytes),
+        mib(ring_min));
 }

@@ -26,19 +26,20 @@ struct spec {
     size_t member;       /* offset of the tensor's pointer */
     enum dim rows, cols; /* cols NONE: a vector            */
     enum when when;
+    bool is_linear; /* the weight of a linear layer, member of a struct hr_linear_weights */
 };
 
-#define LINEAR(base, name_, member_, out, in, when)                           \
-    {name_ ".bias", offsetof(struct base, member_.bias), out, NONE, when},    \
-    {                                                                         \
-        name_ ".weight", offsetof(struct base, member_.weight), out, in, when \
+#define LINEAR(base, name_, member_, out, in, when)                                 \
+    {name_ ".bias", offsetof(struct base, member_.bias), out, NONE, when, false},   \
+    {                                                                               \
+        name_ ".weight", offsetof(struct base, member_.weight), out, in, when, true \
     }
 #define BLOCK_LINEAR(name_, member_, out, in, when) \
     LINEAR(hr_block_weights, name_, member_, out, in, when)
 #define MODEL_LINEAR(name_, member_, out, in) LINEAR(hr_dit_model, name_, member_, out, in, ALWAYS)
-#define GAIN(name_, member_, when)                                                    \
-    {                                                                                 \
-        name_ ".weight", offsetof(struct hr_block_weights, member_), HEAD, NONE, when \
+#define GAIN(name_, member_, when)                                                           \
+    {                                                                                        \
+        name_ ".weight", offsetof(struct hr_block_weights, member_), HEAD, NONE, when, false \
     }
 
 /* The conditioning, which follows from the timestep alone, apart from the rest: it can come first.
@@ -46,13 +47,13 @@ struct spec {
 static const struct spec specs_time[] = {
     MODEL_LINEAR("time_text_embed.timestep_embedder.linear_1", time_1, ONE_D, SINUSOID),
     {"time_text_embed.addition_t_embedding.weight", offsetof(struct hr_dit_model, addition_t), TWO,
-     ONE_D, LAYERED},
+     ONE_D, LAYERED, false},
     MODEL_LINEAR("time_text_embed.timestep_embedder.linear_2", time_2, ONE_D, ONE_D),
 };
 
 static const struct spec specs_in[] = {
     MODEL_LINEAR("img_in", img_in, ONE_D, TOKEN),
-    {"txt_norm.weight", offsetof(struct hr_dit_model, txt_norm), JOINT, NONE, ALWAYS},
+    {"txt_norm.weight", offsetof(struct hr_dit_model, txt_norm), JOINT, NONE, ALWAYS, false},
     MODEL_LINEAR("txt_in", txt_in, ONE_D, JOINT),
 };
 
@@ -136,9 +137,6 @@ static int refuse_others(const struct hr_checkpoint *checkpoint, struct hr_error
         {"blocks.0.attn1.to_q.weight", "Wan"},
         {"cap_embedder.1.weight", "Z-Image"},
     };
-    static const char *const scale_suffixes[] = {".scale_weight", ".weight_scale",
-                                                 ".weight_scale_2", ".comfy_quant"};
-    char name[256];
 
     for (size_t i = 0; i < HR_ARRAY_SIZE(others); i++)
         if (hr_checkpoint_find(checkpoint, others[i].tensor))
@@ -146,19 +144,6 @@ static int refuse_others(const struct hr_checkpoint *checkpoint, struct hr_error
                                 "%s: has a tensor %s, so it is %s, which is not supported; use "
                                 "Qwen-Image, -2512, -Edit or -Layered",
                                 hr_checkpoint_path(checkpoint), others[i].tensor, others[i].model);
-    for (uint32_t t = 0; t < hr_checkpoint_n_tensors(checkpoint); t++) {
-        const struct hr_tensor *tensor = hr_checkpoint_tensor(checkpoint, t);
-        bool scaled = strcmp(tensor->name, "scaled_fp8") == 0;
-
-        for (size_t i = 0; i < HR_ARRAY_SIZE(scale_suffixes); i++)
-            scaled = scaled || hr_has_suffix(tensor->name, scale_suffixes[i]);
-        if (scaled)
-            return hr_error_set(err, -EOPNOTSUPP,
-                                "%s: tensor %s says that weights are scaled (quantised), which is "
-                                "not supported yet; use the bf16 or a plain fp8 file",
-                                hr_checkpoint_shard(checkpoint, tensor->shard_idx)->path,
-                                hr_printable(tensor->name, name, sizeof(name)));
-    }
     return 0;
 }
 
@@ -324,6 +309,13 @@ static int bind_tensor(struct binding *b, const struct spec *spec, const char *p
     memcpy((char *) base + spec->member, &tensor, sizeof(tensor));
     if (list)
         list->tensors[list->n++] = tensor;
+    if (spec->is_linear) {
+        struct hr_linear_weights *linear =
+            (void *) ((char *) base + spec->member - offsetof(struct hr_linear_weights, weight));
+
+        linear->planned = list != NULL;
+        b->model->linears[b->model->n_linears++] = linear;
+    }
     return check_tensor(b, tensor, spec);
 }
 
@@ -344,7 +336,7 @@ static int bind_block(struct binding *b, uint32_t block, struct list *conditioni
     struct hr_dit_model *model = b->model;
     /* Blocks beyond n_layers are not run, but a model that lacks one is broken all the same. */
     const bool runs = block < model->n_layers, last = block + 1 == model->n_layers;
-    struct hr_block_weights unused, *weights = runs ? &model->blocks[block] : &unused;
+    struct hr_block_weights *weights = &model->blocks[block];
     char prefix[64];
     int r = 0;
 
@@ -383,12 +375,14 @@ static int make_plan(struct binding *b, bool up_front, bool complete)
     const uint32_t n_max = hr_checkpoint_n_tensors(b->checkpoint);
     int r;
 
-    model->blocks = calloc(model->n_layers, sizeof(*model->blocks));
+    model->blocks = calloc(model->config.num_layers, sizeof(*model->blocks));
+    model->linears = calloc(n_max, sizeof(*model->linears));
     model->plan = calloc(n_max, sizeof(*model->plan));
     b->once.tensors = calloc(n_max, sizeof(*b->once.tensors));
     b->each.tensors = calloc(n_max, sizeof(*b->each.tensors));
-    if (!model->blocks || !model->plan || !b->once.tensors || !b->each.tensors)
-        r = hr_error_set(b->err, -ENOMEM, "no memory for the plan of %u blocks", model->n_layers);
+    if (!model->blocks || !model->linears || !model->plan || !b->once.tensors || !b->each.tensors)
+        r = hr_error_set(b->err, -ENOMEM, "no memory for the plan of %u blocks",
+                         model->config.num_layers);
     else
         r = bind_all(b, up_front, complete);
     for (uint32_t i = 0; r == 0 && i < b->once.n; i++)
@@ -429,6 +423,9 @@ int hr_dit_model_init(struct hr_dit_model *model, const struct hr_checkpoint *ch
 
 void hr_dit_model_uninit(struct hr_dit_model *model)
 {
+    for (uint32_t i = 0; i < model->n_linears; i++)
+        hr_weight_scale_uninit(&model->linears[i]->scale);
+    free(model->linears);
     free(model->blocks);
     free(model->plan);
     *model = (struct hr_dit_model){0};

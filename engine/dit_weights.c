@@ -201,24 +201,155 @@ int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *
     return 0;
 }
 
-/* The products of one band: rows `done` to done + n_rows of the layer's output. */
-static int run_band(struct hr_feed *feed, const struct hr_linear *p, uint32_t n,
-                    const struct hr_tensor *w, const void *data, uint64_t done, uint64_t n_rows,
-                    struct hr_error *err)
+/* A layer and its products: p[i] of n samples. */
+struct layer_run {
+    const struct hr_linear_weights *layer;
+    const struct hr_linear *p;
+    uint32_t n;
+};
+
+/* Rows `done` to done + n_rows of a layer's weight, on the device. */
+struct band {
+    const void *data;
+    enum hr_dtype dtype;
+    uint64_t done, n_rows;
+    bool merged; /* the terms of LoRAs are in it */
+};
+
+/* low = scale * x down^T for each product and term, which all bands use. */
+static int project_down(struct hr_feed *feed, const struct layer_run *run, struct hr_error *err)
 {
+    float *low = feed->lora->low;
     int r = 0;
 
-    for (uint32_t i = 0; i < n && r == 0; i++) {
-        struct hr_linear band = p[i];
+    for (uint32_t i = 0; i < run->n && r == 0; i++) {
+        for (uint32_t j = 0; j < run->layer->n_terms && r == 0; j++) {
+            const struct hr_dit_term *term = &run->layer->terms[j];
+            const struct hr_linear down = {
+                .x = run->p[i].x,
+                .x_dtype = run->p[i].x_dtype,
+                .x_stride = run->p[i].x_stride,
+                .w = term->down,
+                .w_dtype = term->file->down->dtype,
+                .w_scale = term->scale,
+                .n_tokens = run->p[i].n_tokens,
+                .n_in = run->p[i].n_in,
+                .n_out = term->file->rank,
+                .out = low,
+                .out_dtype = HR_DTYPE_F32,
+                .out_stride = term->file->rank,
+            };
 
-        band.w = data;
-        band.w_dtype = w->dtype;
-        band.bias = feed->bias + done;
-        band.n_out = (size_t) n_rows;
-        band.out = (char *) band.out + done * hr_dtype_bytes(band.out_dtype);
-        if (band.gate)
-            band.gate += done;
-        r = HR_FEED_RUN(feed, err, hr_gpu_linear(feed->gpu, &band));
+            r = HR_FEED_RUN(feed, err, hr_gpu_linear(feed->gpu, &down));
+            low += down.n_tokens * down.n_out;
+        }
+    }
+    return r;
+}
+
+/* The products of one band. */
+static int run_band(struct hr_feed *feed, const struct layer_run *run, const struct band *b,
+                    struct hr_error *err)
+{
+    const struct hr_linear_weights *layer = run->layer;
+    const float *t = feed->lora->low;
+    int r = 0;
+
+    for (uint32_t i = 0; i < run->n && r == 0; i++) {
+        struct hr_low_rank low[HR_LOW_RANK_TERMS_MAX];
+        struct hr_linear p = run->p[i];
+
+        for (uint32_t j = 0; j < layer->n_terms && !b->merged; j++) {
+            const struct hr_lora_term *file = layer->terms[j].file;
+
+            low[j] = (struct hr_low_rank){
+                .t = t,
+                .b = (const char *) layer->terms[j].up +
+                     b->done * file->rank * hr_dtype_bytes(file->up->dtype),
+                .b_dtype = file->up->dtype,
+                .rank = file->rank,
+            };
+            t += p.n_tokens * file->rank;
+        }
+        p.w = b->data;
+        p.w_dtype = b->dtype;
+        p.w_scale = layer->w_scale ? layer->w_scale + b->done * layer->w_scale_stride : NULL;
+        p.w_scale_stride = layer->w_scale_stride;
+        p.low = low;
+        p.n_low = b->merged ? 0 : layer->n_terms;
+        p.bias = feed->bias + b->done;
+        p.n_out = (size_t) b->n_rows;
+        p.out = (char *) p.out + b->done * hr_dtype_bytes(p.out_dtype);
+        if (p.gate)
+            p.gate += b->done;
+        r = HR_FEED_RUN(feed, err, hr_gpu_linear(feed->gpu, &p));
+    }
+    return r;
+}
+
+/* Rows of a weight that are merged at a time: as the shape says, never the band. */
+static uint64_t merged_rows(uint64_t n_in)
+{
+    const uint64_t rows = HR_DIT_MERGED_FLOATS / n_in;
+
+    hr_assert(rows >= 1);
+    return rows < 64 ? rows : hr_align_down(rows, 64); /* a multiple of the tiles of products */
+}
+
+/* b's rows with the terms of all LoRAs, in F32. */
+static int merge(struct hr_feed *feed, const struct hr_linear_weights *layer, const struct band *b,
+                 struct hr_error *err)
+{
+    const size_t n_in = (size_t) layer->weight->shape[1], n_rows = (size_t) b->n_rows;
+    float *merged = feed->lora->merged;
+    int r =
+        HR_FEED_RUN(feed, err, hr_gpu_to_f32(feed->gpu, merged, b->data, b->dtype, n_rows * n_in));
+
+    for (uint32_t j = 0; j < layer->n_terms && r == 0; j++) {
+        const struct hr_lora_term *file = layer->terms[j].file;
+        const struct hr_linear add = {
+            .x = (const float *) layer->terms[j].up + b->done * file->rank,
+            .x_dtype = HR_DTYPE_F32,
+            .x_stride = file->rank,
+            .w = layer->terms[j].down,
+            .w_dtype = file->down->dtype,
+            .n_tokens = n_rows,
+            .n_in = file->rank,
+            .n_out = n_in,
+            .epilogue = HR_EPILOGUE_GATED_RESIDUAL,
+            .out = merged,
+            .out_dtype = HR_DTYPE_F32,
+            .out_stride = n_in,
+            .gate = feed->lora->ones,
+            .gate_split = n_rows,
+        };
+
+        r = HR_FEED_RUN(feed, err, hr_gpu_linear(feed->gpu, &add));
+    }
+    return r;
+}
+
+static int run_merged(struct hr_feed *feed, const struct layer_run *run, const struct band *b,
+                      struct hr_error *err)
+{
+    const uint64_t n_in = run->layer->weight->shape[1];
+    const uint64_t row_bytes = n_in * hr_dtype_bytes(b->dtype), step = merged_rows(n_in);
+    int r = 0;
+
+    for (uint64_t row = 0; row < b->n_rows && r == 0; row += step) {
+        struct band part = {
+            .data = (const char *) b->data + row * row_bytes,
+            .dtype = b->dtype,
+            .done = b->done + row,
+            .n_rows = hr_min_u64(step, b->n_rows - row),
+        };
+
+        r = merge(feed, run->layer, &part, err);
+        part.data = feed->lora->merged;
+        part.dtype = HR_DTYPE_F32;
+        part.merged = true;
+        if (r == 0)
+            r = run_band(feed, run, &part, err);
     }
     return r;
 }
@@ -226,6 +357,8 @@ static int run_band(struct hr_feed *feed, const struct hr_linear *p, uint32_t n,
 int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
                    const struct hr_linear *p, uint32_t n, struct hr_error *err)
 {
+    const struct layer_run run = {.layer = layer, .p = p, .n = n};
+    const bool merged = feed->lora->mode == HR_LORA_MERGED && layer->n_terms > 0;
     const struct hr_tensor *w = layer->weight;
     struct taken t;
     int r;
@@ -233,13 +366,17 @@ int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
     hr_assert(n >= 1 && w->shape[1] == p->n_in);
     hr_assert(w->shape[0] <= feed->bias_max);
     r = hr_feed_vector(feed, layer->bias, feed->bias, (size_t) w->shape[0], err);
+    if (r == 0 && !merged)
+        r = project_down(feed, &run, err);
     for (uint64_t done = 0; r == 0 && done < w->shape[0]; done += t.unit.n_rows) {
         r = take(feed, w, done, &t, err);
         if (r < 0)
             return r;
+        const struct band band = {
+            .data = t.weight.data, .dtype = w->dtype, .done = done, .n_rows = t.unit.n_rows};
         const uint64_t begin_ns = hr_now_ns();
 
-        r = run_band(feed, p, n, w, t.weight.data, done, t.unit.n_rows, err);
+        r = merged ? run_merged(feed, &run, &band, err) : run_band(feed, &run, &band, err);
         trace_unit(feed, &t.unit, begin_ns);
         give_back(feed, &t);
     }

@@ -31,6 +31,8 @@ struct slot {
     const struct hr_tensor *parts[N_PARTS];
 };
 
+_Static_assert((int) HR_LORA_FILES_MAX <= (int) HR_LOW_RANK_TERMS_MAX, "a term of each file fits");
+
 struct hr_lora {
     const struct hr_lora_module *modules; /* the caller's, while opening */
     uint32_t n_modules, n_files;
@@ -331,9 +333,9 @@ int hr_lora_open(struct hr_lora **ret_lora, const struct hr_lora_file *files, ui
     int r;
 
     hr_assert(n_modules >= 1);
-    if (n_files < 1 || n_files > HR_LOW_RANK_TERMS_MAX)
+    if (n_files < 1 || n_files > HR_LORA_FILES_MAX)
         return hr_error_set(err, -EINVAL, "%u LoRA files: 1 to %d can be used at once", n_files,
-                            HR_LOW_RANK_TERMS_MAX);
+                            HR_LORA_FILES_MAX);
     lora = lora_new(n_files, modules, n_modules);
     if (!lora)
         return hr_error_set(err, -ENOMEM, "no memory for %u LoRAs of %u modules", n_files,

@@ -14,11 +14,6 @@
 
 #include "common/common.h"
 
-struct hr_lora_file {
-    const char *path; /* borrowed during the call */
-    float strength;   /* finite; 1: as trained    */
-};
-
 /* A linear layer of the model. */
 struct hr_lora_module {
     const char *path; /* the weight's name without ".weight" */
@@ -33,20 +28,10 @@ struct hr_lora_term {
     float scale;                  /* strength * alpha / rank, finite     */
 };
 
-enum { HR_LORA_NAMES_SHOWN = 4 };
-
-/* What became of one file. */
-struct hr_lora_report {
-    uint32_t n_modules; /* to which it adds a term                                 */
-    uint32_t n_ignored; /* tensors that fit no linear layer of the model           */
-    const char *ignored[HR_LORA_NAMES_SHOWN]; /* the first of them, to be made printable; NULL
-                                                 beyond the last. They belong to the lora */
-};
-
 struct hr_lora;
 
 /* Open the files and match their tensors; reads headers and alphas only.
- * @param n_files  1..HR_LOW_RANK_TERMS_MAX
+ * @param n_files  1..HR_LORA_FILES_MAX
  * @param modules  all linear layers of the model; borrowed during the call
  * @return 0; -EINVAL n_files or a strength; -ENOENT no such file, or one of which nothing fits the
  *         model; -EOPNOTSUPP DoRA, LoKr, LoHa, or a dtype; -EBADMSG malformed, a half or a module
@@ -60,6 +45,7 @@ const struct hr_lora_term *hr_lora_terms(const struct hr_lora *lora, uint32_t mo
                                          uint32_t *ret_n);
 /* The checkpoint that holds the tensors of a term. */
 const struct hr_checkpoint *hr_lora_checkpoint(const struct hr_lora *lora, uint32_t file_idx);
+/* Its names belong to the lora and are to be made printable. */
 const struct hr_lora_report *hr_lora_get_report(const struct hr_lora *lora, uint32_t file_idx);
 
 #endif /* HR_LORA_H */

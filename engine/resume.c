@@ -13,6 +13,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "engine/checkpoint.h"
 #include "engine/files.h"
 
 enum { STATE_BYTES_MAX = 1 << 20, STATE_VERSION = 1 };
@@ -72,6 +73,44 @@ void hr_resume_fact_model(struct hr_resume *resume, const struct hr_checkpoint *
     XXH3_freeState(state);
 }
 
+/* One file, a piece at a time. */
+static int hash_file(XXH3_state_t *state, int fd, const struct hr_shard *shard,
+                     struct hr_error *err)
+{
+    const size_t piece_max = 1 << 20;
+    void *piece = malloc(piece_max);
+    char reason[128];
+    int r = piece ? 0 : -ENOMEM;
+
+    for (uint64_t at = 0; at < shard->size_bytes && r == 0; at += piece_max) {
+        const size_t n = (size_t) hr_min_u64(piece_max, shard->size_bytes - at);
+
+        r = hr_file_read(fd, piece, n, at);
+        if (r == 0)
+            XXH3_128bits_update(state, piece, n);
+    }
+    free(piece);
+    return r == 0 ? 0
+                  : hr_error_set(err, r, "%s: %s", shard->path,
+                                 hr_strerror(r, reason, sizeof(reason)));
+}
+
+int hr_resume_fact_content(struct hr_resume *resume, const char *name,
+                           const struct hr_checkpoint *file, struct hr_error *err)
+{
+    XXH3_state_t *state = XXH3_createState();
+    int r = 0;
+
+    hr_assert(state);
+    XXH3_128bits_reset(state);
+    for (uint32_t i = 0; i < hr_checkpoint_n_shards(file) && r == 0; i++)
+        r = hash_file(state, hr_checkpoint_fd(file, i), hr_checkpoint_shard(file, i), err);
+    if (r == 0)
+        add_hash(resume, name, XXH3_128bits_digest(state));
+    XXH3_freeState(state);
+    return r;
+}
+
 /* ---- reading -------------------------------------------------------------------------------- */
 
 static int fail(const struct hr_resume *resume, struct hr_error *err, int code, const char *what)
@@ -119,10 +158,20 @@ static int read_state(const struct hr_resume *resume, char **ret_text, size_t *r
     return fail(resume, err, r, "reading state.json");
 }
 
-/* Every fact must be there with the same value, and no other. */
-static int compare(const struct hr_resume *resume, const json_t *facts, struct hr_error *err)
+static bool has_fact(const struct hr_resume *resume, const char *name)
 {
-    char shown[256], was[80];
+    for (uint32_t i = 0; i < resume->n_facts; i++)
+        if (strcmp(resume->facts[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+/* Every fact must be there with the same value, and no other. */
+static int compare(const struct hr_resume *resume, json_t *facts, struct hr_error *err)
+{
+    char shown[256], was[80], name[80];
+    const char *key;
+    json_t *value_was;
 
     for (uint32_t i = 0; i < resume->n_facts; i++) {
         const struct hr_fact *fact = &resume->facts[i];
@@ -136,11 +185,19 @@ static int compare(const struct hr_resume *resume, const json_t *facts, struct h
                             hr_printable(resume->folder, shown, sizeof(shown)), fact->name,
                             value ? hr_printable(value, was, sizeof(was)) : "none", fact->value);
     }
-    if (json_object_size(facts) != resume->n_facts)
-        return hr_error_set(err, -EINVAL,
-                            "%s: the run kept there was made of more inputs; name another folder, "
-                            "or delete this one",
-                            hr_printable(resume->folder, shown, sizeof(shown)));
+    json_object_foreach(facts, key, value_was) {
+        const char *value = json_string_value(value_was);
+
+        if (has_fact(resume, key))
+            continue;
+        return hr_error_set(
+            err, -EINVAL,
+            "%s: the run kept there had a %s: %s, now none; name another folder, or "
+            "delete this one",
+            hr_printable(resume->folder, shown, sizeof(shown)),
+            hr_printable(key, name, sizeof(name)),
+            value ? hr_printable(value, was, sizeof(was)) : "?");
+    }
     return 0;
 }
 
@@ -192,7 +249,7 @@ int hr_resume_load(struct hr_resume *resume, float *const *latents, const uint64
         return r;
 
     json_t *state = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, NULL);
-    const json_t *facts = json_object_get(state, "facts");
+    json_t *facts = json_object_get(state, "facts");
     const json_t *step = json_object_get(state, "step");
     const json_int_t value = json_integer_value(step);
 

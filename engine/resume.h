@@ -17,7 +17,9 @@ struct hr_fact {
     char value[64];
 };
 
-enum { HR_FACTS_MAX = 160 };
+/* Of a run, and of HR_SAMPLES_MAX pictures with HR_IMAGES_MAX images and HR_LORA_FILES_MAX LoRAs.
+ */
+enum { HR_FACTS_MAX = 768 };
 
 struct hr_resume {
     const char *folder; /* borrowed */
@@ -30,6 +32,9 @@ void hr_resume_fact(struct hr_resume *resume, const char *name, const char *form
     HR_PRINTF(3, 4);
 /* The XXH3-128 of n bytes as a fact. */
 void hr_resume_fact_hash(struct hr_resume *resume, const char *name, const void *data, size_t n);
+/* The same of the whole content of a file, which is read. @return 0 or the error of read() */
+int hr_resume_fact_content(struct hr_resume *resume, const char *name,
+                           const struct hr_checkpoint *file, struct hr_error *err);
 /* The same of all headers: names, dtypes, shapes, places and sizes of the files. */
 void hr_resume_fact_model(struct hr_resume *resume, const struct hr_checkpoint *checkpoint);
 

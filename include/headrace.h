@@ -447,6 +447,28 @@ struct hr_dit_progress {
 };
 typedef void hr_dit_progress_fn(void *user, const struct hr_dit_progress *progress);
 
+/* A LoRA: scale * up down is added to the weights of the layers that it names. */
+struct hr_lora_file {
+    const char *path; /* a .safetensors file; borrowed during the call */
+    float strength;   /* finite; 1: as trained, 0: has no effect       */
+};
+
+enum hr_lora_mode {
+    HR_LORA_RUNTIME, /* y + up (scale down x), in f32: exact, whatever the weights' dtype */
+    HR_LORA_MERGED   /* (W + scale up down) x, summed in f32, rounded as the product's inputs are:
+                        what pipelines that fuse LoRAs compute                              */
+};
+
+enum { HR_LORA_FILES_MAX = 8, HR_LORA_NAMES_SHOWN = 4 };
+
+/* What became of one file. */
+struct hr_lora_report {
+    uint32_t n_modules; /* layers to which it adds a term                          */
+    uint32_t n_ignored; /* tensors that fit no linear layer of the model           */
+    const char *ignored[HR_LORA_NAMES_SHOWN]; /* the first of them, as in the file; NULL beyond
+                                                 the last                                 */
+};
+
 /* All zero: the library's choice. */
 struct hr_dit_params {
     struct hr_stream_params stream;
@@ -473,6 +495,9 @@ struct hr_dit_params {
     const struct hr_manifest *manifest;
     enum hr_verify_when verify;
     const char *spill_dir; /* for modulation vectors beyond a tenth of ram_bytes; NULL: TMPDIR */
+    const struct hr_lora_file *loras; /* borrowed during the call */
+    uint32_t n_loras;                 /* up to HR_LORA_FILES_MAX  */
+    enum hr_lora_mode lora_mode;
     hr_dit_progress_fn *progress; /* after each block, also up front; on the caller's thread */
     void *progress_user;
 };
@@ -519,6 +544,9 @@ struct hr_dit_stats {
     uint64_t peak_memory_bytes; /* of the process: VmHWM and huge pages                 */
     uint32_t n_blocks;
     const struct hr_dit_block_stats *blocks; /* n_blocks of the last forward            */
+    uint64_t lora_bytes;                     /* of activation_bytes, held for LoRAs */
+    uint32_t n_loras;
+    struct hr_lora_report loras[HR_LORA_FILES_MAX]; /* names live until close */
 };
 
 struct hr_dit;
@@ -527,8 +555,9 @@ struct hr_dit;
  * reading. The checkpoint is borrowed until close; of `inputs` only sizes are used.
  * @param n_inputs  1..HR_SAMPLES_MAX inputs that go through the weights together, such as a
  * positive and a negative prompt; each gives the bits that it gives alone
- * @return 0; -ENOENT tensor missing, -EBADMSG wrong shape or config, -EOPNOTSUPP dtype or model not
- *         supported, -ENOMEM budget too small (the message says what is needed), -EINVAL. */
+ * @return 0; -ENOENT tensor or LoRA missing, -EBADMSG wrong shape, config or LoRA, -EOPNOTSUPP
+ *         dtype, model or kind of LoRA not supported, -ENOMEM budget too small (the message says
+ *         what is needed), -EINVAL. */
 HR_API int hr_dit_open(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
                        const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
                        uint32_t n_inputs, struct hr_error *err);

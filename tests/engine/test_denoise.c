@@ -14,6 +14,7 @@
 
 #include "common/common.h"
 #include "engine/sampler.h"
+#include "tests/engine/make_lora.h"
 #include "tests/engine/model_fixture.h"
 
 enum { H = 6, W = 10, N = HR_LATENT_CHANNELS * H * W, JOINT = 96, N_TEXT = 4, N_NEGATIVE = 2 };
@@ -285,7 +286,7 @@ static void test_resume_refuses_another_run(void **state)
     expect_refused(folder, params, &other, -EINVAL, "prompt of picture 0");
     other = picture();
     other.negative_emb = NULL;
-    expect_refused(folder, params, &other, -EINVAL, "more inputs");
+    expect_refused(folder, params, &other, -EINVAL, "had a negative prompt of picture 0");
     other = picture();
     other.inputs.images[0].data = NULL;
     expect_refused(folder, params, &other, -EINVAL, "initial latents");
@@ -296,6 +297,59 @@ static void test_resume_refuses_another_run(void **state)
     write_text(path, "nonsense");
     expect_refused(folder, params, &p, -EBADMSG, "no state of a denoising run");
     expect_refused("/proc/nowhere/at/all", params, &p, -ENOENT, "making the folder");
+}
+
+/* A LoRA for all layers of the model. */
+static void write_lora(const char *path, const char *seed)
+{
+    const struct lora lora = {&lora_families[0], NULL, 4, 0.0f, HR_DTYPE_BF16, seed};
+    struct any_file merged = {0};
+
+    any_file_load(&merged, model.checkpoint);
+    make_lora(path, &lora, &merged, 1.0);
+    any_file_free(&merged);
+}
+
+/* Another file, also of the same header, another strength, another mode, none, or one more. */
+static void test_resume_refuses_another_lora(void **state)
+{
+    const struct hr_picture p = picture();
+    struct hr_denoise_params params = {.n_steps = 2};
+    char folder[128], one[128], two[128];
+    static float want[N], out[N];
+
+    (void) state;
+    snprintf(folder, sizeof(folder), "%s/resume-lora", model.folder);
+    snprintf(one, sizeof(one), "%s/one.safetensors", model.folder);
+    snprintf(two, sizeof(two), "%s/two.safetensors", model.folder);
+    write_lora(one, "one");
+    write_lora(two, "two");
+    struct hr_lora_file files[2] = {{one, 1.0f}, {two, 1.0f}};
+
+    params.dit.loras = files;
+    params.dit.n_loras = 1;
+    params.resume_dir = folder;
+    expect_denoised(&params, &p, want);
+    expect_denoised(&params, &p, out);
+    assert_memory_equal(out, want, sizeof(out));
+
+    files[0].strength = 0.5f;
+    expect_refused(folder, params, &p, -EINVAL, "strength of LoRA 0: 1, now 0.5");
+    files[0] = files[1];
+    expect_refused(folder, params, &p, -EINVAL, "another LoRA 0");
+    files[0].path = one;
+    params.dit.lora_mode = HR_LORA_MERGED;
+    expect_refused(folder, params, &p, -EINVAL, "LoRA mode: runtime, now merged");
+    params.dit.lora_mode = HR_LORA_RUNTIME;
+    params.dit.n_loras = 2;
+    expect_refused(folder, params, &p, -EINVAL, "LoRA 1: none, now");
+    params.dit.n_loras = 0;
+    expect_refused(folder, params, &p, -EINVAL, "LoRA");
+    write_lora(one, "three"); /* the same file name, of the same size */
+    params.dit.n_loras = 1;
+    expect_refused(folder, params, &p, -EINVAL, "another LoRA 0");
+    unlink(one);
+    expect_refused(folder, params, &p, -ENOENT, "one.safetensors");
 }
 
 static void test_bad_params(void **state)
@@ -340,6 +394,7 @@ int main(void)
         cmocka_unit_test(test_image_to_image),
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_resume_refuses_another_run),
+        cmocka_unit_test(test_resume_refuses_another_lora),
         cmocka_unit_test(test_bad_params),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
