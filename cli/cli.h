@@ -5,6 +5,7 @@
  *   options.c      the table of options, parsing, messages for what is wrong
  *   cmd_*.c        one verb each
  *   inputs.c       tensor files in
+ *   loras.c        LoRA files in
  *   outputs.c      results out
  *   stats.c        statistics of a run
  *   report.c       progress, JSON, messages
@@ -56,6 +57,8 @@ struct cli_options {
         const char *items[HR_SAMPLES_MAX];
         uint32_t n;
     } inputs;
+    struct hr_lora_file loras[HR_LORA_FILES_MAX];
+    uint32_t n_loras;
     const char *output, *manifest, *trace, *resume, *device, *io, *cache_dir, *prefix;
     uint64_t ram_bytes, ring_bytes, block_bytes;
     uint64_t depth, n_threads, n_layers, n_repeat;
@@ -68,8 +71,8 @@ struct cli_options {
     double timestep, strength, cfg_scale, mu; /* NAN: not given; a timestep may be NAN, too */
     bool timestep_given;
     bool cfg_norm;
-    unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding,
-        verify; /* choices */
+    unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding, verify,
+        lora_mode; /* choices */
 };
 
 /* Parse argv after the verb. Prints what is wrong and returns CLI_USAGE, or CLI_OK. */
@@ -148,6 +151,14 @@ double cli_seconds(uint64_t ns);
 /* Waiting for the disk, as a share of the whole time, 0 to 1; the rest is computing. */
 double cli_disk_share(uint64_t stall_disk_ns, uint64_t wall_ns);
 double cli_gbps(uint64_t bytes, uint64_t ns);
+
+/* ---- loras.c ------------------------------------------------------------------------------ */
+
+/* One --lora. Prints what is wrong and returns CLI_USAGE, or CLI_OK. */
+int cli_add_lora(struct cli_options *o, const char *text);
+/* What became of the files, as members of obj or as lines; nothing where there are none. */
+void cli_loras_json(json_t *obj, const struct cli_options *o, const struct hr_dit_stats *stats);
+void cli_loras_text(const struct cli_options *o, const struct hr_dit_stats *stats);
 
 /* ---- outputs.c --------------------------------------------------------------------------- */
 

@@ -153,6 +153,7 @@ static int print_json(const struct loop *loop)
 
     cli_stats_json(obj, &loop->stats);
     cli_predicted_json(obj, &loop->stats);
+    cli_loras_json(obj, loop->o, &loop->stats);
     for (uint32_t i = 0; i < loop->n_steps; i++)
         json_array_append_new(steps, step_json(&loop->steps[i]));
     if (loop->o->output)
@@ -190,6 +191,7 @@ static void print_text(const struct loop *loop)
                100.0 * disk, 100.0 * (1.0 - disk), cli_seconds(total.stall_space_ns));
         cli_stats_text(&loop->stats);
         cli_predicted_text(&loop->stats);
+        cli_loras_text(loop->o, &loop->stats);
     }
     cli_print_output(loop->o, "latents", loop->inputs);
 }

@@ -36,6 +36,9 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o)
                                             : HR_SWITCH_AUTO,
         .timestep_rounding = o->timestep_rounding != 0,
         .n_layers = (uint32_t) o->n_layers,
+        .loras = o->loras,
+        .n_loras = o->n_loras,
+        .lora_mode = (enum hr_lora_mode) o->lora_mode,
     };
 }
 
@@ -148,6 +151,7 @@ static int print_json(const struct run *run)
 
     cli_stats_json(obj, s);
     cli_predicted_json(obj, s);
+    cli_loras_json(obj, run->o, s);
     for (uint64_t i = 0; i < run->n_repeat; i++)
         json_array_append_new(forwards, json_real(run->wall_s[i]));
     json_object_set_new(obj, "forwards_wall_s", forwards);
@@ -182,6 +186,7 @@ static void print_text(const struct run *run)
     }
     cli_stats_text(s);
     cli_predicted_text(s);
+    cli_loras_text(run->o, s);
     cli_print_output(run->o, "velocity", run->inputs);
     if (run->o->per_block)
         for (uint32_t i = 0; i < s->n_blocks; i++)

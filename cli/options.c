@@ -10,7 +10,7 @@
 
 #include "cli/cli.h"
 
-enum kind { FLAG, SIZE, COUNT, NUMBER, TEXT, LIST, CHOICE };
+enum kind { FLAG, SIZE, COUNT, NUMBER, TEXT, LIST, LORA, CHOICE };
 
 struct option {
     const char *name;
@@ -88,6 +88,10 @@ static const struct option options[] = {
      "inputs of matrix products (default bf16)"},
     {"--activation", CHOICE, MEMBER(activation), CLI_RUN | CLI_BENCH, 0, 0, "gelu_tanh|quick_gelu",
      NULL, "of the MLPs (default gelu_tanh, the model's own)"},
+    {"--lora", LORA, MEMBER(loras), CLI_RUN, 0, 0, NULL, "FILE[:STRENGTH]",
+     "add a LoRA (safetensors), default strength 1; repeated: several at once"},
+    {"--lora-mode", CHOICE, MEMBER(lora_mode), CLI_RUN, 0, 0, "runtime|merged", NULL,
+     "beside the weights, exact (default), or added to them as pipelines that fuse do"},
     {"--timestep-rounding", CHOICE, MEMBER(timestep_rounding), CLI_RUN, 0, 0, "off|bf16", NULL,
      "round the timestep as bf16 pipelines do (default off)"},
     {"--zero-cond-t", FLAG, MEMBER(zero_cond_t_on), CLI_RUN, 0, 0, NULL, NULL,
@@ -336,6 +340,8 @@ static int set_value(struct cli_options *o, const struct option *opt, const char
             return cli_usage("%s: more than %d", opt->name, HR_SAMPLES_MAX);
         ((struct cli_list *) member)->items[((struct cli_list *) member)->n++] = text;
         break;
+    case LORA:
+        return cli_add_lora(o, text);
     case TEXT:
         *(const char **) member = text;
         break;

@@ -67,6 +67,9 @@ static int check_path(const struct output *output, const struct cli_options *o,
     for (uint32_t i = 0; i < o->inputs.n; i++)
         if (is_same(&st, o->inputs.items[i]))
             return refuse(err, -EINVAL, output, "is one of the inputs; name another file");
+    for (uint32_t i = 0; i < o->n_loras; i++)
+        if (is_same(&st, o->loras[i].path))
+            return refuse(err, -EINVAL, output, "is one of the LoRAs; name another file");
     return check_folder(output, err);
 }
 

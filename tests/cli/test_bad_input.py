@@ -83,7 +83,7 @@ class BadInput(ModelCase):
 
         def scaled(t):
             t["transformer_blocks.0.attn.to_q.scale_weight"] = ("F32", [], floats([1.0]))
-        self.assert_fails(self.forward(model=self.copy(scaled)), "scale_weight", "scaled")
+        self.assert_fails(self.forward(model=self.copy(scaled)), "to_q", "BF16 with a scale")
 
         def controlnet(t):
             t["controlnet_x_embedder.weight"] = t.pop("img_in.weight")
