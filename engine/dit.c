@@ -68,6 +68,7 @@ uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
         .gains = carve_f32(&c, 4 * HR_HEAD_DIM),
         .txt_gain = carve_f32(&c, dit->model.config.joint_attention_dim),
         .bias = carve_f32(&c, 6 * D),
+        .flags = carve(&c, hr_dit_finite_flags(dit) * sizeof(uint32_t)),
     };
     for (uint32_t i = 0; i < dit->n_samples; i++)
         carve_sample(&c, dit, &dit->samples[i]);
@@ -277,6 +278,7 @@ static int take_host_memory(struct hr_dit *dit, struct hr_error *err)
     int r;
 
     dit->host = calloc(hr_dit_host_floats(dit), sizeof(float));
+    dit->flags = calloc(hr_dit_finite_flags(dit), sizeof(*dit->flags));
     dit->block_stats = calloc(dit->model.n_layers, sizeof(*dit->block_stats));
     for (uint32_t i = 0; i < dit->n_samples; i++) {
         struct hr_dit_sample *sample = &dit->samples[i];
@@ -284,7 +286,7 @@ static int take_host_memory(struct hr_dit *dit, struct hr_error *err)
         sample->text_index = calloc(sample->geometry.n_txt, sizeof(*sample->text_index));
         complete = complete && sample->text_index;
     }
-    if (!complete || !dit->host || !dit->block_stats)
+    if (!complete || !dit->flags || !dit->host || !dit->block_stats)
         return hr_error_set(err, -ENOMEM, "no memory for inputs on the host");
     for (uint32_t i = 0; i < dit->model.width; i++)
         dit->host[i] = 1.0f;
@@ -465,6 +467,7 @@ void hr_dit_close(struct hr_dit **dit)
         free(d->samples[i].text_index);
     free(d->samples);
     free(d->block_stats);
+    free(d->flags);
     free(d->host);
     free(d->timesteps);
     free(d);

@@ -11,6 +11,7 @@
  *   dit_verify.c   weights compared with a manifest as they stream by
  *   dit_mods.c     where the vectors of all steps are kept
  *   dit_block.c    one transformer block
+ *   dit_finite.c   NaN and infinity, found where they first appear
  *   dit_forward.c  embeddings, the loop over the blocks, the head
  *   dit_meter.c    how far a run is
  *   dit_budget.c   how memory is shared out
@@ -241,6 +242,7 @@ struct hr_dit_shared {
     float *gains;       /* [4, 128]: norm_q, norm_k of image, then of text */
     float *txt_gain;    /* [J]                                            */
     float *bias;        /* [6D]                                           */
+    uint32_t *flags;    /* of streams that are not finite, dit_finite.c   */
 };
 
 /* One of the inputs that go through the weights together. */
@@ -264,6 +266,7 @@ struct hr_dit {
     uint32_t n_samples;
     struct hr_dit_shared shared;
     float *host;      /* tokens, prompt, angles and results on their way */
+    uint32_t *flags;  /* shared.flags on the host */
     float *timesteps; /* n_forwards, when known up front; NULL: not */
     struct hr_dit_mods mods;
     struct hr_resident_set resident;
@@ -372,6 +375,17 @@ void hr_dit_lora_carve(struct hr_dit *dit, struct hr_carver *c);
 uint64_t hr_dit_lora_host_floats(const struct hr_dit *dit);
 /* Read the matrices and put them on the device, after the scales of the weights were read. */
 int hr_dit_lora_load(struct hr_dit *dit, struct hr_error *err);
+
+/* ---- NaN and infinity (dit_finite.c) ------------------------------------------------------ */
+
+uint32_t hr_dit_finite_flags(const struct hr_dit *dit); /* of shared.flags */
+/* A forward begins. */
+int hr_dit_finite_begin(struct hr_dit *dit, struct hr_error *err);
+/* Look at the residual streams after part 0, the embeddings, or part i + 1, block i. */
+int hr_dit_finite_part(struct hr_dit *dit, uint32_t part, struct hr_error *err);
+/* @return 0, -ERANGE naming the first part and the stream that was not finite after it, or the
+ *         device's error */
+int hr_dit_finite_end(struct hr_dit *dit, struct hr_error *err);
 
 /* One block; idx counts from 0. */
 int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err);

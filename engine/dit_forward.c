@@ -172,13 +172,28 @@ void hr_dit_report_progress(struct hr_dit *dit, uint32_t block_idx)
                                       });
 }
 
+static int embed(struct hr_dit *dit, const struct hr_dit_inputs *in, struct hr_error *err)
+{
+    int r = hr_dit_finite_begin(dit, err);
+
+    if (r == 0)
+        r = embed_image(dit, in, err);
+    if (r == 0)
+        r = embed_text(dit, in, err);
+    if (r == 0)
+        r = hr_dit_finite_part(dit, 0, err);
+    return r;
+}
+
 static int run_blocks(struct hr_dit *dit, struct hr_error *err)
 {
     for (uint32_t i = 0; i < dit->model.n_layers; i++) {
         const uint64_t begin_ns = hr_now_ns();
         const uint64_t bytes = dit->feed.bytes_used, stall_ns = dit->feed.stall_ns;
-        const int r = hr_dit_block(dit, i, err);
+        int r = hr_dit_block(dit, i, err);
 
+        if (r == 0)
+            r = hr_dit_finite_part(dit, i + 1, err);
         if (r < 0)
             return r;
         dit->block_stats[i] = (struct hr_dit_block_stats){
@@ -189,7 +204,7 @@ static int run_blocks(struct hr_dit *dit, struct hr_error *err)
         hr_feed_trace_part(&dit->feed, "block", i, begin_ns);
         hr_dit_report_progress(dit, i + 1);
     }
-    return 0;
+    return hr_dit_finite_end(dit, err);
 }
 
 /* Rows of a sample that the head computes. */
@@ -315,9 +330,7 @@ static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *co
     hr_feed_trace_part(&dit->feed, "conditioning", 0, begin.now_ns);
     part_ns = hr_now_ns();
     if (r == 0)
-        r = embed_image(dit, inputs, err);
-    if (r == 0)
-        r = embed_text(dit, inputs, err);
+        r = embed(dit, inputs, err);
     hr_feed_trace_part(&dit->feed, "embeddings", 0, part_ns);
     if (r == 0)
         r = run_blocks(dit, err);

@@ -36,6 +36,7 @@ struct hr_device_fns {
     int (*qk_norm_rope)(struct hr_gpu *gpu, const struct hr_qk_norm_rope *p);
     int (*attention)(struct hr_gpu *gpu, const struct hr_attention *p);
     int (*silu)(struct hr_gpu *gpu, float *out, const float *x, size_t n);
+    int (*flag_nonfinite)(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n);
     int (*to_f32)(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);
 };
 

@@ -214,6 +214,12 @@ int hr_gpu_attention(struct hr_gpu *gpu, const struct hr_attention *p)
     return gpu->fns->attention(gpu, p);
 }
 
+int hr_gpu_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n)
+{
+    hr_assert(flag && (n == 0 || x));
+    return gpu->fns->flag_nonfinite(gpu, flag, x, n);
+}
+
 int hr_gpu_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n)
 {
     hr_assert(out && x && n > 0);

@@ -176,6 +176,9 @@ int hr_gpu_attention(struct hr_gpu *gpu, const struct hr_attention *p);
 /* out[i] = silu(x[i]), n floats; may be the same array. */
 int hr_gpu_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n);
 
+/* *flag = 1 when one of n floats is NaN or infinite; else it is left as it is. */
+int hr_gpu_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n);
+
 /* Convert n values at any address to F32 on the device: biases, gains, embeddings. */
 int hr_gpu_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);
 

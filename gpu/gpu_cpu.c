@@ -221,6 +221,7 @@ struct rows_job {
     size_t n_rows, rows_each;
     void (*run)(const struct rows_job *job, size_t begin, size_t end);
     const void *p;
+    uint32_t *flag;
     float *out;
     const float *x, *gain;
     size_t width;
@@ -297,6 +298,19 @@ static int cpu_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n)
     return rows_run(gpu, &job, 1);
 }
 
+static void flag_nonfinite_rows(const struct rows_job *job, size_t begin, size_t end)
+{
+    if (!job->cpu->kernels->all_finite(job->x + begin, end - begin))
+        __atomic_store_n(job->flag, 1, __ATOMIC_RELAXED);
+}
+
+static int cpu_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n)
+{
+    struct rows_job job = {.run = flag_nonfinite_rows, .flag = flag, .x = x, .n_rows = n};
+
+    return rows_run(gpu, &job, 1);
+}
+
 static void to_f32_rows(const struct rows_job *job, size_t begin, size_t end)
 {
     const unsigned char *src = (const unsigned char *) job->p;
@@ -335,5 +349,6 @@ const struct hr_device_fns hr_device_cpu = {
     .qk_norm_rope = cpu_qk_norm_rope,
     .attention = hr_cpu_attention,
     .silu = cpu_silu,
+    .flag_nonfinite = cpu_flag_nonfinite,
     .to_f32 = cpu_to_f32,
 };

@@ -74,6 +74,8 @@ struct hr_kernels {
     void (*softmax_end)(void *out, enum hr_dtype act, size_t out_stride, const float *acc,
                         const float *sum, size_t n_rows);
     void (*silu)(float *out, const float *x, size_t n);
+    /* None of n values is NaN or infinite. */
+    bool (*all_finite)(const float *x, size_t n);
 };
 
 /* The best table of this CPU, or the one called `isa`.
@@ -90,6 +92,7 @@ void hr_rmsnorm_ref(float *out, const float *x, const float *gain, size_t n_toke
 void hr_qk_norm_rope_ref(const struct hr_qk_norm_rope *p, enum hr_dtype act);
 void hr_attention_ref(const struct hr_attention *p, enum hr_dtype act);
 void hr_silu_ref(float *out, const float *x, size_t n);
+bool hr_all_finite_ref(const float *x, size_t n);
 void hr_to_f32_ref(float *dst, const void *src, enum hr_dtype dtype, size_t n);
 void hr_to_bf16_ref(uint16_t *dst, const void *src, enum hr_dtype dtype, size_t n);
 

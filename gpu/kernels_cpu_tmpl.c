@@ -495,6 +495,20 @@ static void silu(float *out, const float *x, size_t n)
 /* ---- table -------------------------------------------------------------------------- */
 
 extern const struct hr_kernels HR_KERNELS_TABLE;
+static bool all_finite(const float *x, size_t n)
+{
+    const uint32_t exponent = 0x7f800000u;
+    uint32_t n_bad = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+
+        memcpy(&bits, &x[i], sizeof(bits));
+        n_bad |= (bits & exponent) == exponent;
+    }
+    return n_bad == 0;
+}
+
 const struct hr_kernels HR_KERNELS_TABLE = {
     .isa = HR_KERNELS_ISA,
     .to_f32 = to_f32,
@@ -508,4 +522,5 @@ const struct hr_kernels HR_KERNELS_TABLE = {
     .softmax = softmax,
     .softmax_end = softmax_end,
     .silu = silu,
+    .all_finite = all_finite,
 };

@@ -250,6 +250,14 @@ void hr_attention_ref(const struct hr_attention *p, enum hr_dtype act)
     free(score);
 }
 
+bool hr_all_finite_ref(const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(x[i]))
+            return false;
+    return true;
+}
+
 void hr_silu_ref(float *out, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++)

@@ -205,7 +205,20 @@ class BadInput(ModelCase):
         os.remove(self.path("link.safetensors"))
 
     def test_not_finite(self):
-        """NaN weights give an error instead of a black picture."""
+        """NaN weights give an error instead of a black picture, which says where it began."""
+        for name, *words in (("transformer_blocks.1.img_mlp.net.2.bias", "image stream is", "block 1"),
+                             ("transformer_blocks.0.txt_mlp.net.2.weight", "text stream is", "block 0"),
+                             ("transformer_blocks.0.attn.to_v.weight", "image and text stream are", "block 0"),
+                             ("img_in.weight", "image stream is", "img_in"),
+                             ("txt_in.bias", "text stream is", "txt_in"),
+                             ("time_text_embed.timestep_embedder.linear_1.bias", "image and text stream", "block 0"),
+                             ("proj_out.bias", "the result is")):
+            def one(t, name=name):
+                dtype, shape, data = t[name]
+                t[name] = (dtype, shape, b"\x80\x7f" + data[2:])  # infinity
+            model = self.copy(one)
+            self.assert_fails(self.forward(model=model), "not finite", "copy", *words)
+
         def poison(t):
             dtype, shape, data = t["transformer_blocks.0.attn.to_q.bias"]
             t["transformer_blocks.0.attn.to_q.bias"] = (dtype, shape, b"\xff" * len(data))

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_rows.c -- the operations that work row by row, of every instruction set, against their
  * specification; and all values of the small dtypes. */
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -258,6 +259,37 @@ static void silu_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, str
     }
 }
 
+/* One bad value anywhere among n is seen; without one the flag stays as it is. */
+static void finite_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                       struct check_rng *rng)
+{
+    static const uint32_t bad[] = {0x7f800000u, 0xff800000u, 0x7f800001u, 0xffffffffu};
+
+    (void) act;
+    for (int round = 0; round < 200; round++) {
+        const size_t n = 1 + check_pick(rng, round % 10 ? 150 : 70000);
+        float *x = check_alloc(n * sizeof(*x), 4 * check_pick(rng, 16));
+        uint32_t flag = 0;
+
+        check_fill_f32(rng, x, n, -1.7e38f, 1.7e38f);
+        x[check_pick(rng, n)] = round % 2 ? FLT_MAX : -1e-45f;
+        assert_int_equal(hr_gpu_flag_nonfinite(gpu, &flag, x, n), 0);
+        if (flag || !hr_all_finite_ref(x, n))
+            fail_msg("%s: %zu finite values are not", isa, n);
+        memcpy(&x[check_pick(rng, n)], &bad[round % 4], sizeof(*x));
+        assert_int_equal(hr_gpu_flag_nonfinite(gpu, &flag, x, n), 0);
+        if (flag != 1 || hr_all_finite_ref(x, n))
+            fail_msg("%s: a bad value among %zu was not seen", isa, n);
+        check_free(x);
+    }
+}
+
+static void test_finite(void **state)
+{
+    (void) state;
+    for_each_isa(finite_isa);
+}
+
 static void test_silu(void **state)
 {
     (void) state;
@@ -352,6 +384,7 @@ int main(void)
         cmocka_unit_test(test_qk_norm_rope),
         cmocka_unit_test(test_activations),
         cmocka_unit_test(test_silu),
+        cmocka_unit_test(test_finite),
         cmocka_unit_test(test_to_f32),
         cmocka_unit_test(test_to_bf16),
     };
