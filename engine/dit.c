@@ -68,7 +68,7 @@ uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
         .gains = carve_f32(&c, 4 * HR_HEAD_DIM),
         .txt_gain = carve_f32(&c, dit->model.config.joint_attention_dim),
         .bias = carve_f32(&c, 6 * D),
-        .flags = carve(&c, hr_dit_finite_flags(dit) * sizeof(uint32_t)),
+        .flags = hr_carve(&c, hr_dit_finite_flags(dit) * sizeof(uint32_t)),
     };
     for (uint32_t i = 0; i < dit->n_samples; i++)
         carve_sample(&c, dit, &dit->samples[i]);
