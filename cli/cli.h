@@ -59,7 +59,7 @@ struct cli_options {
     } inputs;
     struct hr_lora_file loras[HR_LORA_FILES_MAX];
     uint32_t n_loras;
-    const char *output, *manifest, *trace, *resume, *device, *io, *cache_dir, *prefix;
+    const char *output, *manifest, *trace, *states, *resume, *device, *io, *cache_dir, *prefix;
     uint64_t ram_bytes, ring_bytes, block_bytes;
     uint64_t depth, n_threads, n_layers, n_repeat;
     uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
@@ -133,6 +133,9 @@ int cli_read_inputs(struct cli_tensors *tensors, const struct cli_options *o,
                     const struct hr_checkpoint *model, bool loop, struct hr_error *err);
 struct hr_stream_params cli_stream_params(const struct cli_options *o);
 struct hr_dit_params cli_dit_params(const struct cli_options *o);
+/* Read --states, if it was given, and have `params` use it; close it after the model. */
+int cli_take_states(struct hr_states **ret_states, const struct cli_options *o,
+                    struct hr_dit_params *params, struct hr_error *err);
 /* Read --manifest, if it was given, and have `params` use it; close it after the model. */
 int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_options *o,
                       struct hr_dit_params *params, struct hr_error *err);

@@ -16,6 +16,7 @@ struct loop {
     struct hr_denoise *denoise;
     struct hr_trace *trace;
     struct hr_manifest *manifest;
+    struct hr_states *states;
     struct cli_progress progress;
     struct hr_denoise_step *steps; /* of this run */
     uint32_t n_steps;              /* of them     */
@@ -85,6 +86,8 @@ static int run(struct loop *loop, struct hr_error *err)
     params.dit.stream.trace = loop->trace;
     if (r == 0)
         r = cli_take_manifest(&loop->manifest, loop->o, &params.dit, err);
+    if (r == 0)
+        r = cli_take_states(&loop->states, loop->o, &params.dit, err);
     for (uint32_t i = 0; i < loop->o->inputs.n; i++)
         pictures[i] = (struct hr_picture){
             .inputs = loop->inputs[i],
@@ -244,6 +247,7 @@ int cli_denoise(const struct cli_options *o)
     }
     hr_checkpoint_close(&loop.model);
     hr_manifest_close(&loop.manifest);
+    hr_states_close(&loop.states);
     free(loop.steps);
     return code;
 }

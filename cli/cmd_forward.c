@@ -42,6 +42,17 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o)
     };
 }
 
+int cli_take_states(struct hr_states **ret_states, const struct cli_options *o,
+                    struct hr_dit_params *params, struct hr_error *err)
+{
+    if (!o->states)
+        return 0;
+    const int r = hr_states_open(ret_states, o->states, err);
+
+    params->states = *ret_states;
+    return r;
+}
+
 int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_options *o,
                       struct hr_dit_params *params, struct hr_error *err)
 {
@@ -81,6 +92,7 @@ struct run {
     struct hr_dit *dit;
     struct hr_trace *trace;
     struct hr_manifest *manifest;
+    struct hr_states *states;
     struct cli_progress progress;
     double *wall_s;    /* of each forward */
     uint64_t n_repeat; /* 1 and more      */
@@ -113,6 +125,8 @@ static int compute(struct run *run, struct hr_error *err)
     params.stream.trace = run->trace;
     if (r == 0)
         r = cli_take_manifest(&run->manifest, run->o, &params, err);
+    if (r == 0)
+        r = cli_take_states(&run->states, run->o, &params, err);
     if (r == 0)
         r = hr_dit_open(&run->dit, run->model, &params, run->inputs, run->o->inputs.n, err);
     if (r < 0)
@@ -248,6 +262,7 @@ int cli_forward(const struct cli_options *o)
     }
     hr_checkpoint_close(&run.model);
     hr_manifest_close(&run.manifest);
+    hr_states_close(&run.states);
     free(run.wall_s);
     return code;
 }

@@ -10,6 +10,7 @@ struct plan {
     const struct cli_options *o;
     bool loop; /* with --steps: as denoise; else as one forward */
     struct hr_checkpoint *model;
+    struct hr_states *states;
     struct cli_tensors in[HR_SAMPLES_MAX];
     struct hr_picture pictures[HR_SAMPLES_MAX];
     uint32_t n_pictures;
@@ -54,12 +55,15 @@ static int predict(struct plan *plan, struct hr_error *err)
 {
     const struct cli_options *o = plan->o;
     struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
-    const struct hr_denoise_params params = {
+    struct hr_denoise_params params = {
         .dit = cli_dit_params(o),
         .n_steps = (uint32_t) o->n_steps,
         .cfg_scale = isnan(o->cfg_scale) ? 0.0f : (float) o->cfg_scale,
     };
+    const int r = cli_take_states(&plan->states, o, &params.dit, err);
 
+    if (r < 0)
+        return r;
     if (plan->loop)
         return hr_denoise_predict(plan->model, &params, plan->pictures, plan->n_pictures,
                                   &plan->prediction, &plan->forecast, err);
@@ -180,6 +184,7 @@ int cli_plan(const struct cli_options *o)
     }
     for (uint32_t i = 0; i < o->inputs.n; i++)
         cli_tensors_free(&plan.in[i]);
+    hr_states_close(&plan.states);
     hr_checkpoint_close(&plan.model);
     return code;
 }

@@ -59,6 +59,8 @@ static const struct option options[] = {
      "auto, cpu (default auto)"},
     {"--ram", SIZE, MEMBER(ram_bytes), CLI_RUN | CLI_MEASURE, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "bound on all memory of the process, such as 400MiB"},
+    {"--states", TEXT, MEMBER(states), CLI_RUN, 0, 0, NULL, "FILE",
+     "table (JSON) of weights that stay in memory or are streamed; see the README"},
     {"--ring", SIZE, MEMBER(ring_bytes), CLI_RUN | CLI_READ, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "memory for weights in flight (default 192MiB, or what --ram leaves)"},
     {"--io", TEXT, MEMBER(io), CLI_RUN | CLI_READ, 0, 0, NULL, "NAME",

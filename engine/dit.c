@@ -7,6 +7,7 @@
 
 #include "engine/checkpoint.h"
 #include "engine/dit.h"
+#include "engine/states.h"
 #include "engine/stream.h"
 #include "engine/units.h"
 
@@ -169,6 +170,32 @@ static void predict(struct hr_dit *dit, const struct hr_dit_params *params)
     };
 }
 
+/* The budget, and within it the weights that will stay. What comes up front is read once: there is
+ * nothing to stay for. */
+static int share_memory(struct hr_dit *dit, const struct hr_dit_params *params,
+                        struct hr_error *err)
+{
+    const struct hr_gpu_params gpu_params = gpu_params_of(dit, params);
+    const struct hr_tensor *const *each = dit->model.plan + dit->model.n_once;
+    const uint32_t n = dit->model.n_plan - dit->model.n_once;
+    uint8_t *keep = NULL;
+    int r = 0;
+
+    if (params->states) {
+        keep = calloc(n, sizeof(*keep));
+        r = keep ? hr_states_apply(params->states, dit->checkpoint, params->precision, each, n,
+                                   keep, err)
+                 : hr_error_set(err, -ENOMEM, "no memory for the states of %u tensors", n);
+    }
+    dit->budget.keep_bytes = r == 0 ? hr_resident_bytes_always(each, n, keep) : 0;
+    if (r == 0)
+        r = hr_dit_budget_make(&dit->budget, dit, params, &gpu_params, err);
+    if (r == 0 && dit->budget.resident_bytes > 0)
+        r = hr_resident_choose(&dit->resident, each, n, keep, dit->budget.resident_bytes, err);
+    free(keep);
+    return r;
+}
+
 static bool is_verified(const struct hr_dit_params *params)
 {
     return params->manifest && params->verify != HR_VERIFY_OFF;
@@ -206,12 +233,7 @@ static int prepare_parts(struct hr_dit *dit, const struct hr_dit_params *params,
         return r;
     dit->budget.process_bytes = hr_memory_now().resident_bytes;
     dit->budget.arena_bytes = hr_dit_arena_layout(dit, NULL);
-    const struct hr_gpu_params gpu_params = gpu_params_of(dit, params);
-
-    r = hr_dit_budget_make(&dit->budget, dit, params, &gpu_params, err);
-    if (r == 0 && dit->budget.resident_bytes > 0)
-        r = hr_resident_choose(&dit->resident, model->plan + model->n_once,
-                               model->n_plan - model->n_once, dit->budget.resident_bytes, err);
+    r = share_memory(dit, params, err);
     if (r < 0)
         return r;
     plan_meter(dit);

@@ -209,7 +209,8 @@ struct hr_dit_budget {
     uint64_t process_bytes; /* held before the model was opened */
     uint64_t arena_bytes, host_bytes, mods_bytes, trace_bytes, scratch_bytes;
     uint64_t ring_bytes;
-    uint64_t resident_bytes; /* what resident weights may take at most */
+    uint64_t keep_bytes;     /* of weights that must stay, filled in      */
+    uint64_t resident_bytes; /* what resident weights may take at most    */
 };
 
 /* Called with intermediate results, for tests: rows x cols floats on the host. */
@@ -304,8 +305,8 @@ void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_
 
 /* ---- budget (dit_budget.c) ---------------------------------------------------------------- */
 
-/* Share out ram_bytes, or without a limit take what is needed and a good ring. process_bytes and
- * arena_bytes are filled in. @return 0, or -ENOMEM saying what would be needed */
+/* Share out ram_bytes, or without a limit take what is needed and a good ring. process_bytes,
+ * arena_bytes and keep_bytes are filled in. @return 0, or -ENOMEM saying what would be needed */
 int hr_dit_budget_make(struct hr_dit_budget *budget, const struct hr_dit *dit,
                        const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
                        struct hr_error *err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dit_budget.c -- how the memory of a run is shared out, before any of it is taken. */
 #include <errno.h>
+#include <stdio.h>
 
 #include "engine/dit.h"
 #include "engine/stream.h"
@@ -106,6 +107,7 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
     const uint64_t D = dit->model.width;
     const uint64_t ring_min = hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan);
     const uint64_t useful = hr_max_u64(plan_bytes(&dit->model), ring_min);
+    char kept[80] = "";
 
     b->scratch_bytes = hr_gpu_scratch_bytes(gpu_params, max_tokens(dit), 4 * D, 6 * D);
     b->host_bytes = hr_dit_host_floats(dit) * sizeof(float);
@@ -113,7 +115,7 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
         b->host_bytes += dit->samples[i].geometry.n_txt * sizeof(uint32_t);
     b->mods_bytes = mods_memory(dit, params);
     b->trace_bytes = hr_trace_reserve_bytes(params->stream.trace, hr_dit_trace_events(dit, params));
-    const uint64_t fixed = hr_dit_budget_total(b); /* the ring is yet to come */
+    const uint64_t fixed = hr_dit_budget_total(b) + b->keep_bytes; /* the ring is yet to come */
 
     if (params->stream.ring_bytes) /* more than the whole plan would lie idle */
         b->ring_bytes = hr_min_u64(params->stream.ring_bytes, useful);
@@ -135,23 +137,28 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
                             "a ring of %llu MiB does not fit beside %llu MiB of other memory into "
                             "the limit of %llu MiB; make it smaller, or leave it to the limit",
                             mib(b->ring_bytes), mib(fixed), mib(params->ram_bytes));
+    b->resident_bytes = b->keep_bytes;
     if (params->ram_bytes == 0)
         return check_available(fixed - b->process_bytes + b->ring_bytes, err);
     if (b->ring_bytes >= ring_min && fixed + b->ring_bytes <= params->ram_bytes) {
         /* What only one pass would use gains nothing by staying. */
         if (dit->n_forwards > 1)
-            b->resident_bytes = params->ram_bytes - fixed - b->ring_bytes;
+            b->resident_bytes += params->ram_bytes - fixed - b->ring_bytes;
         if (params->resident_max_bytes)
-            b->resident_bytes = hr_min_u64(b->resident_bytes, params->resident_max_bytes);
+            b->resident_bytes = hr_max_u64(
+                b->keep_bytes, hr_min_u64(b->resident_bytes, params->resident_max_bytes));
         return 0;
     }
+    if (b->keep_bytes > 0)
+        snprintf(kept, sizeof(kept), ", weights that the table of states keeps %llu",
+                 mib(b->keep_bytes));
     return hr_error_set(
         err, -ENOMEM,
         "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
-        "libraries %llu, activations%s %llu, scratch %llu, ring at least %llu; raise "
+        "libraries %llu, activations%s %llu, scratch %llu, ring at least %llu%s; raise "
         "the limit or use a smaller picture",
         mib(params->ram_bytes), mib(fixed + ring_min), mib(b->process_bytes + SLACK_BYTES),
         dit->stats.lora_bytes ? " and LoRAs" : "",
         mib(b->arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes), mib(b->scratch_bytes),
-        mib(ring_min));
+        mib(ring_min), kept);
 }

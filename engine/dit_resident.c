@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "engine/states.h"
+
 enum { PLACE_BYTES = 64, HUGE_BYTES = 2 << 20 };
 
 /* Bytes that a tensor takes of the store. */
@@ -28,39 +30,69 @@ static void add(struct hr_resident_set *set, const struct hr_tensor *tensor)
     set->size_bytes += store_bytes(tensor);
 }
 
-int hr_resident_choose(struct hr_resident_set *set, const struct hr_tensor *const *tensors,
-                       uint32_t n, uint64_t budget_bytes, struct hr_error *err)
+uint64_t hr_resident_bytes_always(const struct hr_tensor *const *tensors, uint32_t n,
+                                  const uint8_t *keep)
 {
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; keep && i < n; i++)
+        if (keep[i] == HR_KEEP_ALWAYS)
+            bytes += store_bytes(tensors[i]);
+    return bytes;
+}
+
+/* Fill up to the budget from those that are `open`. */
+static void spread(struct hr_resident_set *set, const struct hr_tensor *const *tensors, uint32_t n,
+                   bool *open, uint64_t budget_bytes)
+{
+    const uint64_t room_bytes = budget_bytes - hr_min_u64(budget_bytes, set->size_bytes);
     uint64_t total_bytes = 0;
     double credit = 0.0;
-    bool *taken = calloc(n, sizeof(*taken));
 
-    *set = (struct hr_resident_set){.residents = calloc(n, sizeof(*set->residents))};
-    if (!taken || !set->residents) {
-        free(taken);
-        return hr_error_set(err, -ENOMEM, "no memory for a choice among %u tensors", n);
-    }
     for (uint32_t i = 0; i < n; i++)
-        total_bytes += store_bytes(tensors[i]);
+        if (open[i])
+            total_bytes += store_bytes(tensors[i]);
+    if (total_bytes == 0)
+        return;
     /* Each tensor brings its share of the budget; whenever that has grown to a whole tensor, it is
      * taken: evenly spread, and never more than the budget. */
-    const double share = hr_min_u64(budget_bytes, total_bytes) / (double) total_bytes;
+    const double share = hr_min_u64(room_bytes, total_bytes) / (double) total_bytes;
 
     for (uint32_t i = 0; i < n; i++) {
         const uint64_t bytes = store_bytes(tensors[i]);
 
+        if (!open[i])
+            continue;
         credit += share * (double) bytes;
         if (credit + 0.5 >= (double) bytes && set->size_bytes + bytes <= budget_bytes) {
             credit -= (double) bytes;
-            taken[i] = true;
+            open[i] = false;
             add(set, tensors[i]);
         }
     }
     /* What is left holds smaller ones. */
     for (uint32_t i = 0; i < n; i++)
-        if (!taken[i] && set->size_bytes + store_bytes(tensors[i]) <= budget_bytes)
+        if (open[i] && set->size_bytes + store_bytes(tensors[i]) <= budget_bytes)
             add(set, tensors[i]);
-    free(taken);
+}
+
+int hr_resident_choose(struct hr_resident_set *set, const struct hr_tensor *const *tensors,
+                       uint32_t n, const uint8_t *keep, uint64_t budget_bytes, struct hr_error *err)
+{
+    bool *open = calloc(n, sizeof(*open)); /* may be taken, and is not */
+
+    *set = (struct hr_resident_set){.residents = calloc(n, sizeof(*set->residents))};
+    if (!open || !set->residents) {
+        free(open);
+        return hr_error_set(err, -ENOMEM, "no memory for a choice among %u tensors", n);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        open[i] = !keep || keep[i] == HR_KEEP_IF_ROOM;
+        if (keep && keep[i] == HR_KEEP_ALWAYS)
+            add(set, tensors[i]);
+    }
+    spread(set, tensors, n, open, budget_bytes);
+    free(open);
     qsort(set->residents, set->n, sizeof(*set->residents), by_tensor);
     return 0;
 }

@@ -24,9 +24,15 @@ struct hr_resident_set {
 };
 
 /* Choose among n tensors in order of use; takes no memory for weights yet.
+ * @param keep  [n] values of enum hr_keep (states.h), or NULL: all where there is room. Those to be
+ * kept always are chosen whatever the budget
  * @return 0 or -ENOMEM; an empty set is no error */
 int hr_resident_choose(struct hr_resident_set *set, const struct hr_tensor *const *tensors,
-                       uint32_t n, uint64_t budget_bytes, struct hr_error *err);
+                       uint32_t n, const uint8_t *keep, uint64_t budget_bytes,
+                       struct hr_error *err);
+/* Bytes of memory for those of n tensors that are to be kept always. */
+uint64_t hr_resident_bytes_always(const struct hr_tensor *const *tensors, uint32_t n,
+                                  const uint8_t *keep);
 /* Take the memory. @return 0 or -ENOMEM */
 int hr_resident_take(struct hr_resident_set *set, struct hr_error *err);
 /* NULL: the tensor is streamed in every pass. */

@@ -219,6 +219,39 @@ int hr_file_target(const char *path, char **ret_path, mode_t *ret_mode)
     return 0;
 }
 
+int hr_file_read_text(const char *path, const char *what, uint64_t bytes_max, char **ret_text,
+                      size_t *ret_bytes, struct hr_error *err)
+{
+    char shown[SHOWN_BYTES], reason[128], *text;
+    uint64_t bytes = 0;
+    mode_t mode = 0;
+    int fd, r = hr_file_open(AT_FDCWD, path, 0, &fd, &bytes, &mode);
+
+    hr_printable(path, shown, sizeof(shown));
+    if (r < 0 && mode != 0 && !S_ISREG(mode))
+        return hr_error_set(err, r, "%s: is %s; expected %s, a file", shown, hr_file_kind(mode),
+                            what);
+    if (r < 0)
+        return hr_error_set(err, r, "%s: cannot open %s: %s", shown, what,
+                            hr_strerror(r, reason, sizeof(reason)));
+    if (bytes > bytes_max) {
+        close(fd);
+        return hr_error_set(err, -EBADMSG, "%s: %llu bytes; %s has at most %llu", shown,
+                            (unsigned long long) bytes, what, (unsigned long long) bytes_max);
+    }
+    text = malloc(bytes + 1);
+    r = text ? hr_file_read(fd, text, bytes, 0) : -ENOMEM;
+    close(fd);
+    if (r < 0) {
+        free(text);
+        return hr_error_set(err, r, "%s: cannot read %s: %s", shown, what,
+                            hr_strerror(r, reason, sizeof(reason)));
+    }
+    *ret_text = text;
+    *ret_bytes = bytes;
+    return 0;
+}
+
 /* ---- replacing a file --------------------------------------------------------------- */
 
 static int fail(const char *path, struct hr_error *err, int code, const char *doing)

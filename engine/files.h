@@ -20,6 +20,10 @@ int hr_file_open(int dir_fd, const char *name, int flags, int *ret_fd, uint64_t 
 
 /* Read n bytes at offset. @return 0, -ENODATA when the file ends before, or the error of pread() */
 int hr_file_read(int fd, void *dst, size_t n, uint64_t offset_bytes);
+/* Read a whole text file of at most bytes_max bytes; free() it. @param what  "the manifest", for
+ * messages */
+int hr_file_read_text(const char *path, const char *what, uint64_t bytes_max, char **ret_text,
+                      size_t *ret_bytes, struct hr_error *err);
 /* Write n bytes at offset. @return 0 or the error of pwrite() */
 int hr_file_write(int fd, const void *src, size_t n, uint64_t offset_bytes);
 

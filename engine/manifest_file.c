@@ -12,38 +12,6 @@
 
 enum { SHOWN_BYTES = 384 };
 
-static int read_text(const char *path, const char *shown, char **ret_text, size_t *ret_bytes,
-                     struct hr_error *err)
-{
-    uint64_t bytes = 0;
-    mode_t mode = 0;
-    char reason[128], *text = NULL;
-    int fd, r = hr_file_open(AT_FDCWD, path, 0, &fd, &bytes, &mode);
-
-    if (r < 0 && mode != 0 && !S_ISREG(mode))
-        return hr_error_set(err, r, "%s: is %s; expected a manifest, which headrace checksum makes",
-                            shown, hr_file_kind(mode));
-    if (r < 0)
-        return hr_error_set(err, r, "%s: cannot open the manifest: %s", shown,
-                            hr_strerror(r, reason, sizeof(reason)));
-    if (bytes > HR_MANIFEST_BYTES_MAX) {
-        close(fd);
-        return hr_error_set(err, -EBADMSG, "%s: %llu bytes; a manifest has at most %d", shown,
-                            (unsigned long long) bytes, (int) HR_MANIFEST_BYTES_MAX);
-    }
-    text = malloc(bytes + 1);
-    r = text ? hr_file_read(fd, text, bytes, 0) : -ENOMEM;
-    close(fd);
-    if (r < 0) {
-        free(text);
-        return hr_error_set(err, r, "%s: cannot read the manifest: %s", shown,
-                            hr_strerror(r, reason, sizeof(reason)));
-    }
-    *ret_text = text;
-    *ret_bytes = bytes;
-    return 0;
-}
-
 int hr_manifest_read(struct hr_manifest **ret_manifest, const char *path, struct hr_error *err)
 {
     struct hr_manifest *manifest = calloc(1, sizeof(*manifest));
@@ -54,7 +22,7 @@ int hr_manifest_read(struct hr_manifest **ret_manifest, const char *path, struct
     hr_printable(path, shown, sizeof(shown));
     if (!manifest)
         return hr_error_set(err, -ENOMEM, "%s: no memory for a manifest", shown);
-    r = read_text(path, shown, &text, &bytes, err);
+    r = hr_file_read_text(path, "the manifest", HR_MANIFEST_BYTES_MAX, &text, &bytes, err);
     if (r == 0)
         r = hr_manifest_parse(manifest, text, bytes, shown, err);
     free(text);

@@ -138,10 +138,11 @@ static int time_forwards(const struct hr_dit *like, const struct hr_dit_params *
     p.stream.io = "null";
     p.stream.trace = NULL;
     p.progress = NULL;
+    p.states = NULL;
     p.manifest = NULL; /* the bytes are not the model's */
     p.n_layers = n_layers;
     p.resident_max_bytes = 1; /* none */
-    if (!like->timesteps) { /* none given, or a single one */
+    if (!like->timesteps) {   /* none given, or a single one */
         p.timesteps = NULL;
         p.n_forwards = FORWARDS_MAX;
     }

@@ -163,6 +163,39 @@ int hr_manifest_build(char **ret_text, size_t *ret_bytes, const struct hr_manife
                       struct hr_error *err);
 void hr_manifest_uninit(struct hr_manifest *manifest);
 
+/* ---- table of states ---------------------------------------------------------------- */
+
+enum { HR_STATE_ENTRIES_MAX = 4096 };
+
+/* Of a module of the model, as in DiffSynth-Studio: while another model is at work; while this one
+ * is; where there is room beyond that; while it is computed. */
+enum hr_state { HR_STATE_OFFLOAD, HR_STATE_ONLOAD, HR_STATE_PREPARING, HR_STATE_COMPUTATION };
+enum { HR_STATES = 4 };
+
+struct hr_state_place {
+    bool given;
+    bool on_disk; /* else in the memory of the host */
+    bool has_dtype, dtype_on_disk;
+    enum hr_dtype dtype;
+};
+
+struct hr_state_table {
+    struct hr_state_entry {
+        char module[256]; /* a pattern as of fnmatch() */
+        struct hr_state_place places[HR_STATES];
+    } * entries;
+    uint32_t n;
+};
+
+/* Devices are "disk" and "cpu"; a state that is left out is the one before it, but for the
+ * computation. @return 0; -EBADMSG naming entry, state and key; -ENOMEM */
+int hr_state_table_parse(struct hr_state_table *ret_table, const char *json, size_t json_bytes,
+                         const char *what, struct hr_error *err);
+void hr_state_table_uninit(struct hr_state_table *table);
+const char *hr_state_name(enum hr_state state);
+/* As PyTorch calls it. */
+const char *hr_state_dtype_name(enum hr_dtype dtype);
+
 /* ---- model config ------------------------------------------------------------------- */
 
 /* Qwen-Image's config.json; 0 or false where a key is absent. All but the flags must then agree

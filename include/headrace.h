@@ -469,6 +469,24 @@ struct hr_lora_report {
                                                  the last                                 */
 };
 
+/* A table of where weights are to be: JSON, a list of {"module": pattern, "offload": PLACE,
+ * "onload": PLACE, "preparing": PLACE, "computation": PLACE}, PLACE {"dtype": D, "device": "disk"
+ * or "cpu"}, with the meaning of DiffSynth-Studio's vram_config. The pattern is a shell's, for the
+ * name of a tensor or of a module that holds it; the first entry that matches counts.
+ *
+ * - offload or onload on "cpu": kept in memory from the first forward on; must fit ram_bytes
+ * - both on "disk", preparing on "cpu": kept where ram_bytes leaves room, as without a table
+ * - all three on "disk": streamed in each forward
+ *
+ * A state left out is the one before it; a dtype left out is the file's own. Weights are kept as
+ * the file has them, so a dtype that would round them is refused; that of the computation must be
+ * the run's precision. What is read once (n_forwards with timesteps) is never kept. */
+struct hr_states;
+
+/* @return 0; -EBADMSG naming entry, state and key; or the error of open() or read() */
+HR_API int hr_states_open(struct hr_states **ret_states, const char *path, struct hr_error *err);
+HR_API void hr_states_close(struct hr_states **states);
+
 /* All zero: the library's choice. */
 struct hr_dit_params {
     struct hr_stream_params stream;
@@ -480,11 +498,14 @@ struct hr_dit_params {
     uint32_t n_threads; /* 0: one for each CPU that this process may use                    */
     enum hr_precision precision;
     enum hr_activation activation;
-    enum hr_switch zero_cond_t; /* AUTO: from config.json or the marker tensor              */
-    bool timestep_rounding;     /* round the timestep to bf16 as bf16 pipelines do          */
-    uint32_t n_layers;          /* only the first blocks; 0: all                            */
-    uint32_t n_forwards;        /* how many forwards will follow one another; 0: 1. Reading runs
-                                   on across the end of each but the last                   */
+    enum hr_switch zero_cond_t;     /* AUTO: from config.json or the marker tensor              */
+    const struct hr_states *states; /* which weights stay in memory and which are streamed; borrowed
+                                       during open; NULL: the library's choice, as for weights that
+                                       the table does not name                              */
+    bool timestep_rounding;         /* round the timestep to bf16 as bf16 pipelines do          */
+    uint32_t n_layers;              /* only the first blocks; 0: all                            */
+    uint32_t n_forwards;            /* how many forwards will follow one another; 0: 1. Reading runs
+                                       on across the end of each but the last                   */
     /* The timesteps of the n_forwards forwards, in order, or NULL when they are not known: with two
      * or more, the modulation vectors of all are computed up front, and a third of the model is
      * read once instead of in each forward. Same bits either way. */
