@@ -240,7 +240,8 @@ class BadInput(ModelCase):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         out = self.path("full.safetensors")
         for verb in (["forward", self.model, "--inputs", self.inputs, "--timestep", "750", "--output", out],
-                     ["inputs", self.model, "--output", out], ["synth", out, *self.model_options]):
+                     ["inputs", self.model, "--output", out], ["checksum", self.model, "--output", out],
+                     ["synth", out, *self.model_options]):
             process = subprocess.run([HEADRACE, *map(str, verb)], capture_output=True, text=True, preexec_fn=limit,
                                      env=environment())
             self.assertEqual(process.returncode, 1, process.stderr)

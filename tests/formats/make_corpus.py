@@ -397,6 +397,44 @@ def manifests(c):
         c.manifest(f"bad_truncated_{n:04}", text[:n], "")
 
 
+def loras(c):
+    """Files for fuzz_lora, which has its own idea of what is right."""
+    folder = c.folder / "lora"
+    folder.mkdir()
+
+    def write(name, tensors, metadata=None):
+        header, at = ({"__metadata__": metadata} if metadata else {}), 0
+        for key, (dtype, shape) in tensors.items():
+            size = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1}[dtype]
+            for n in shape:
+                size *= n
+            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(header).encode()
+        ones = b"\0\0\x80\x3f" * ((at + 3) // 4)
+        (folder / name).write_bytes(struct.pack("<Q", len(text)) + text + ones[:at])
+
+    to_q, proj = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.net.0.proj"
+    for i, (prefix, down, up, flat) in enumerate([
+            ("", "lora_A.weight", "lora_B.weight", False), ("transformer.", "lora_A.weight", "lora_B.weight", False),
+            ("diffusion_model.", "lora_A.default.weight", "lora_B.default.weight", False),
+            ("pipe.dit.", "lora_down.weight", "lora_up.weight", False),
+            ("", "lora.down.weight", "lora.up.weight", False),
+            ("lora_unet_", "lora_down.weight", "lora_up.weight", True)]):
+        tensors = {}
+        for module, n_out, n_in in ((to_q, 4, 2), (proj, 8, 2)):
+            name = prefix + (module.replace(".", "_") if flat else module)
+            tensors.update({f"{name}.{down}": ("BF16", [3, n_in]), f"{name}.{up}": ("F32", [n_out, 3]),
+                            f"{name}.alpha": ("F32", [])})
+        write(f"form_{i}", tensors)
+        write(f"form_{i}_half", dict(list(tensors.items())[1:]))
+        write(f"form_{i}_shape", {**tensors, f"{name}.{down}": ("F16", [3, 3])})
+    for i, value in enumerate(({"r": 3, "lora_alpha": 6}, {"lora_alpha": 1e400}, {"transformer.use_rslora": True},
+                               {"alpha_pattern": {"to_q": 2}}, {"use_dora": True}, [])):
+        write(f"adapter_{i}", {to_q + ".lora_A.weight": ("F32", [1, 2]), to_q + ".lora_B.weight": ("F32", [4, 1])},
+              {"lora_adapter_metadata": json.dumps(value)})
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     shutil.rmtree(folder, ignore_errors=True)
@@ -409,6 +447,7 @@ def main():
     indices(corpus)
     configs(corpus)
     manifests(corpus)
+    loras(corpus)
     (folder / "verdicts.txt").write_text("".join(corpus.verdicts))
     pathlib.Path(sys.argv[2]).touch()
     os.utime(sys.argv[2])
