@@ -363,8 +363,8 @@ int hr_manifest_build(char **ret_text, size_t *ret_bytes, const struct hr_manife
         free(text);
         return good ? hr_error_set(err, -ENOMEM, "out of memory for a manifest")
                     : hr_error_set(err, -EINVAL,
-                                   "a file's or tensor's name is no UTF-8, which a manifest cannot "
-                                   "hold; rename the file");
+                                   "the name of a file or tensor is no UTF-8, which a manifest "
+                                   "cannot hold, or there is no memory for it");
     }
     *ret_text = text;
     *ret_bytes = bytes;
