@@ -38,8 +38,7 @@ class Adapters:
                           **_: Any) -> None:
         """Add a LoRA: a file, or tensors by name. `pipe.load_lora_weights()` ends here too.
 
-        Raises:
-            ValueError: the library's message: names that fit no linear of the model, or wrong shapes.
+        What is wrong with it is said by the next forward, as a ValueError.
         """
         if network_alphas:
             raise ValueError("network_alphas are not supported; keep alpha beside the tensors")
@@ -47,19 +46,14 @@ class Adapters:
         if name in self._adapters:
             raise ValueError(f"there is an adapter {name!r} already; give another adapter_name")
         if isinstance(lora, dict):
-            alphas = {k: float(v) for k, v in (metadata or {}).items() if k.endswith("lora_alpha")}
-            if alphas:
-                lora = with_alpha(lora, prefix, metadata or {})
+            if any(k.endswith("lora_alpha") for k in metadata or {}):
+                lora = with_alpha(lora, metadata)
             path = save_temporary(lora)
             self._temporary.append(path)
         else:
             path = os.fspath(lora)
         self._adapters[name], self._weights[name] = path, 1.0
-        try:
-            self._apply()
-        except Exception:
-            self.delete_adapters(name)
-            raise
+        self._use_adapters()
 
     def set_adapters(self, adapter_names: Union[str, Sequence[str]],
                      weights: Union[None, float, Sequence[Optional[float]]] = None) -> None:
@@ -70,7 +64,7 @@ class Adapters:
         if unknown or len(values) != len(names):
             raise ValueError(f"set_adapters: {names} with {len(values)} weights; there are {list(self._adapters)}")
         self._weights = {n: 1.0 if w is None else float(w) for n, w in zip(names, values)}
-        self._apply()
+        self._use_adapters()
 
     def delete_adapters(self, adapter_names: Union[str, Sequence[str]]) -> None:
         for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
@@ -79,18 +73,18 @@ class Adapters:
             if path in self._temporary:
                 self._temporary.remove(path)
                 os.remove(path)
-        self._apply()
+        self._use_adapters()
 
     def unload_lora(self) -> None:
         self.delete_adapters(list(self._adapters))
 
     def enable_lora(self) -> None:
         self._enabled = True
-        self._apply()
+        self._use_adapters()
 
     def disable_lora(self) -> None:
         self._enabled = False
-        self._apply()
+        self._use_adapters()
 
     @property
     def peft_config(self) -> dict[str, str]:
@@ -103,9 +97,9 @@ class Adapters:
     def _apply_scale(self, scale: float) -> None:
         if scale != self._scale:
             self._scale = scale
-            self._apply()
+            self._use_adapters()
 
-    def _apply(self) -> None:
+    def _use_adapters(self) -> None:
         weights = self._weights if self._enabled else {}
         self.model.set_lora([(self._adapters[n], w * self._scale) for n, w in weights.items()])
 
@@ -115,7 +109,7 @@ class Adapters:
                 os.remove(path)
 
 
-def with_alpha(lora: dict[str, Any], prefix: Optional[str], metadata: dict[str, Any]) -> dict[str, Any]:
+def with_alpha(lora: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
     """Alpha of an adapter's metadata (one for all modules) as tensors beside each pair."""
     import torch
     alpha = {float(v) for k, v in metadata.items() if k.split(".")[-1] == "lora_alpha"}

@@ -9,11 +9,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from typing import Any, Optional, Sequence
 
-import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin, QwenImageTransformer2DModel
 from diffusers.models.cache_utils import CacheMixin
@@ -21,7 +19,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from ._library import Size, lib
 from ._lora import Adapters
-from .model import Inputs, Model, Progress
+from .model import Inputs, Model, timestep_of
 from .reader import Reader
 
 TOKEN_DIM = 64
@@ -38,16 +36,6 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     n, _, h, w = latents.shape
     x = latents.reshape(n, 16, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return x.reshape(n * (h // 2) * (w // 2), TOKEN_DIM)
-
-
-def timestep_of(tau: float) -> float:
-    """The timestep that divided by 1000 in float32 gives tau itself, so that nothing is rounded twice."""
-    want = np.float32(tau)
-    near = np.float32(want * np.float32(1000))
-    for t in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(2000))):
-        if np.float32(t / np.float32(1000)) == want:
-            return float(t)
-    return float(near)
 
 
 def config_of(reader: Reader) -> dict[str, Any]:

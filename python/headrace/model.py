@@ -10,9 +10,8 @@ from typing import Any, Callable, Optional, Sequence, Union
 
 import numpy as np
 
-from . import _arrays
 from ._arrays import as_f32, as_mask, f32_pointer, like
-from ._library import (Checkpoint, Size, check, ffi, interruptible, lib, new_error, parse_size, text)
+from ._library import (Checkpoint, Size, check, ffi, interruptible, lib, new_error, parse_size)
 from .reader import StreamStats, from_struct
 
 #: forwards that one opening of the model is good for where their number is not known
@@ -103,6 +102,16 @@ def make_stats(struct: Any) -> Optional[Stats]:
         return None  # nothing had to be computed
     blocks = tuple(from_struct(BlockStats, struct.blocks[i]) for i in range(struct.n_blocks))
     return from_struct(Stats, struct, blocks=blocks, stream=from_struct(StreamStats, struct.stream))
+
+
+def timestep_of(tau: float) -> float:
+    """The timestep that divided by 1000 in float32 gives tau itself, so that nothing is rounded twice."""
+    want = np.float32(tau)
+    near = np.float32(want * np.float32(1000))
+    for t in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(2000))):
+        if np.float32(t / np.float32(1000)) == want:
+            return float(t)
+    return float(near)
 
 
 class _Packed:
@@ -217,6 +226,9 @@ class Model:
         threads: None: one for each CPU that the process may use.
         ring, block_size, iodepth, io, direct: of the stream; see `struct hr_stream_params`.
         spill_dir: for temporary files; None: TMPDIR.
+        lora: LoRA files, each a path or (path, strength); see `set_lora()`.
+        lora_mode: "runtime" (a low-rank term in float32) or "merged" (into the weights as they stream
+            by, rounded as pipelines that fuse LoRAs do).
 
     One pass at a time; calls from several threads wait for one another. The interpreter's lock is
     released while the library works; Ctrl-C ends the work with KeyboardInterrupt.
@@ -231,7 +243,8 @@ class Model:
                  zero_cond_t: Optional[bool] = None, timestep_rounding: bool = False, resident: Size = None,
                  layers: Optional[int] = None, threads: Optional[int] = None, ring: Size = None,
                  block_size: Size = None, iodepth: Optional[int] = None, io: Optional[str] = None,
-                 direct: Optional[bool] = None, spill_dir: Optional[str] = None):
+                 direct: Optional[bool] = None, spill_dir: Optional[str] = None,
+                 lora: Sequence[Union[str, os.PathLike, tuple[Any, float]]] = (), lora_mode: str = "runtime"):
         precisions = {"bf16": lib.HR_PRECISION_BF16, "f32": lib.HR_PRECISION_F32}
         activations = {"gelu_tanh": lib.HR_ACTIVATION_GELU_TANH, "quick_gelu": lib.HR_ACTIVATION_QUICK_GELU}
         self._lock = threading.RLock()
@@ -255,7 +268,9 @@ class Model:
         p.stream.depth, p.stream.io = iodepth or 0, self._string(io)
         p.stream.direct = {None: lib.HR_DIRECT_AUTO, True: lib.HR_DIRECT_ON, False: lib.HR_DIRECT_OFF}[direct]
         p.spill_dir = self._string(spill_dir)
+        p.lora_mode = _choose({"runtime": lib.HR_LORA_RUNTIME, "merged": lib.HR_LORA_MERGED}, lora_mode, "lora_mode")
         self._set_vram(vram)
+        self.set_lora(lora)
         self.zero_cond_t = zero_cond_t
         self._checkpoint = Checkpoint(path)
         dim, error = ffi.new("uint32_t *"), new_error()
@@ -383,10 +398,20 @@ class Model:
         """Timesteps that were given up front and are yet to be done."""
         return list(self._ahead)
 
-    def set_lora(self, loras: Sequence[tuple[str, float]]) -> None:
-        """Use these LoRA files, each with its strength, from the next call on; none: the model alone."""
-        if loras and not hasattr(self._params, "loras"):
-            raise ValueError("LoRA is not supported by this version of the library")
+    def set_lora(self, loras: Sequence[Union[str, os.PathLike, tuple[Any, float]]]) -> None:
+        """Use these LoRA files from the next call on, each a path or (path, strength); none: the model alone.
+
+        The files are read when the model is opened, which is in the next call and whenever sizes change.
+        """
+        pairs = [x if isinstance(x, tuple) else (x, 1.0) for x in loras]
+        strings = [ffi.new("char[]", os.fsencode(path)) for path, _ in pairs]
+        array = ffi.new("struct hr_lora_file[]", len(pairs))
+        for struct, string, (_, strength) in zip(array, strings, pairs):
+            struct.path, struct.strength = string, strength
+        with self._lock:
+            self._close_work()
+            self._loras = (array, strings)
+            self._params.loras, self._params.n_loras = array, len(pairs)
 
     def rest(self) -> None:
         """Give back the memory of activations, ring and resident weights; the next call takes it again."""

@@ -10,7 +10,8 @@ import unittest
 from torch_testing import TorchCase, diffusers_model, headrace, synth, torch
 import headrace.diffusers as hd
 from diffusers import (AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageEditPlusPipeline,
-                       QwenImageImg2ImgPipeline, QwenImageLayeredPipeline, QwenImagePipeline)
+                       QwenImageImg2ImgPipeline, QwenImagePipeline)
+from safetensors.torch import save_file
 
 F32 = 5e-6
 
@@ -125,6 +126,64 @@ class SmallF32(Compare):
             hd.Transformer.from_pretrained(os.path.join(self.folder, "none"))
         with self.assert_raises(ValueError, "copy"):
             self.mine.save_pretrained(self.folder)
+
+
+class Lora(Compare):
+    """Adapters against the real class whose weights have the products added, in F32."""
+
+    modules = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.add_k_proj",
+               "transformer_blocks.2.img_mlp.net.0.proj", "transformer_blocks.0.txt_mlp.net.2",
+               "transformer_blocks.1.img_mod.1", "transformer_blocks.3.attn.to_out.0")
+
+    def make(self, theirs, rank=4):
+        """Names as diffusers writes them -> tensors."""
+        tensors = {}
+        for name in self.modules:
+            out, into = theirs.get_submodule(name).weight.shape
+            tensors[f"transformer.{name}.lora_A.weight"] = torch.randn(rank, into) / into ** 0.5
+            tensors[f"transformer.{name}.lora_B.weight"] = torch.randn(out, rank) / rank ** 0.5
+        return tensors
+
+    def add(self, theirs, tensors, strength):
+        with torch.no_grad():
+            for name in self.modules:
+                a, b = (tensors[f"transformer.{name}.lora_{x}.weight"] for x in "AB")
+                theirs.get_submodule(name).weight += strength * (b @ a)
+
+    def test_adapters(self):
+        inputs = self.tensors([(3, 5), (2, 2)])
+        plain = diffusers_model(self.model)
+        first, second = self.make(plain), self.make(plain, 2)
+        mine = hd.Transformer.from_pretrained(self.model, torch_dtype=torch.float32)
+        before = mine(**inputs).sample
+        mine.load_lora_adapter(dict(first), adapter_name="one")
+        file = os.path.join(self.folder, "two.safetensors")
+        save_file(second, file)
+        mine.load_lora_adapter(file, adapter_name="two")
+        self.assertEqual(list(mine.peft_config), ["one", "two"])
+        for weights, scale in (((1.0, 1.0), None), ((0.5, -1.0), None), ((0.5, 2.0), 0.25)):
+            theirs = diffusers_model(self.model)
+            for tensors, weight in zip((first, second), weights):
+                self.add(theirs, tensors, weight * (scale or 1.0))
+            mine.set_adapters(["one", "two"], list(weights))
+            more = {"attention_kwargs": {"scale": scale}} if scale else {}
+            got = self.compare(mine, theirs, F32, **inputs, **more)
+            self.assertGreater((got - before).norm() / before.norm(), 1e-2)
+        mine.disable_lora()
+        self.assertTrue(torch.equal(mine(**inputs).sample, before))
+        mine.enable_lora()
+        mine.unload_lora()
+        self.assertTrue(torch.equal(mine(**inputs).sample, before))
+
+    def test_errors(self):
+        mine = hd.Transformer.from_pretrained(self.model, torch_dtype=torch.float32)
+        with self.assert_raises(ValueError, "adapters", "other"):
+            mine.set_adapters("other")
+        mine.load_lora_adapter(os.path.join(self.folder, "no.safetensors"), adapter_name="no")
+        with self.assert_raises(OSError, "no.safetensors"):
+            mine(**self.tensors([(3, 5)]))
+        with self.assert_raises(ValueError, "already"):
+            mine.load_lora_adapter({}, adapter_name="no")
 
 
 class RealWidth(Compare):

@@ -136,6 +136,13 @@ class Forward(PackageCase):
                 model.forward_many([headrace.Inputs(x, e)] * 17, 1)
         with self.assert_raises(ValueError, "closed"):
             model.forward(x, e, 1)
+        with headrace.Model(self.model, lora=[os.path.join(self.folder, "lora.safetensors")]) as model:
+            with self.assert_raises(OSError, "lora.safetensors"):
+                model.forward(x, e, 1)
+            model.set_lora([])
+            model.forward(x, e, 1)
+        with self.assert_raises(ValueError, "lora_mode", "runtime or merged"):
+            headrace.Model(self.model, lora_mode="fused")
         broken = os.path.join(self.folder, "broken.safetensors")
         with open(broken, "wb") as f:
             f.write(b"\x10" + bytes(40))

@@ -15,7 +15,7 @@ except ImportError as e:
     sys.exit(77)
 
 torch.manual_seed(0)
-torch.set_num_threads(len(os.sched_getaffinity(0)))
+torch.set_num_threads(1)  # on a busy machine its threads wait for one another, spinning
 
 
 def load_weights(folder):
