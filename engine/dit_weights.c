@@ -121,8 +121,15 @@ static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struc
                      struct hr_error *err)
 {
     const uint64_t begin_ns = hr_now_ns();
-    const int r = hr_stream_next(feed->stream, ret_unit, err);
+    struct hr_error failure = {0};
+    int r = hr_stream_next(feed->stream, ret_unit, &failure);
 
+    /* The ring is full of what a device has yet to copy: that will be done. */
+    while (r == -EDEADLK && feed->n_pending > 0) {
+        release_done(feed, true);
+        hr_error_clear(&failure);
+        r = hr_stream_next(feed->stream, ret_unit, &failure);
+    }
     const uint64_t end_ns = hr_now_ns();
 
     feed->stall_ns += end_ns - begin_ns;
@@ -133,7 +140,7 @@ static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struc
                                       .end_ns = end_ns,
                                   });
     if (r < 0)
-        return r;
+        return hr_error_set(err, r, "%s", failure.message);
     hr_assert(r == 1);
     hr_assert(ret_unit->tensor == tensor); /* the plan and the forward pass ask in the same order */
     feed->bytes_used += ret_unit->size_bytes;

@@ -11,7 +11,9 @@
 #include "gpu/gpu.h"
 
 struct hr_device_fns {
-    const char *name; /* what params.device says */
+    const char *name;  /* what params.device says              */
+    bool takes_number; /* and ":" and a number, which open() reads */
+    bool by_name_only; /* for tests: not among the names that messages list */
 
     /* Make a device. On success the whole of struct hr_gpu is filled: the arena, of at least
      * params->arena_bytes zeroed bytes aligned to 64, and what hr_gpu_name() answers. */
@@ -50,5 +52,6 @@ struct hr_gpu {
 };
 
 extern const struct hr_device_fns hr_device_cpu;
+extern const struct hr_device_fns hr_device_emulated;
 
 #endif /* HR_GPU_DEVICE_H */

@@ -6,6 +6,7 @@
 #include "gpu/gpu.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "gpu/device.h"
@@ -13,19 +14,36 @@
 enum { ARENA_ALIGN = 64, N_THREADS_MAX = 256 };
 
 /* In order of preference for "auto". */
-static const struct hr_device_fns *const devices[] = {&hr_device_cpu};
+static const struct hr_device_fns *const devices[] = {&hr_device_cpu, &hr_device_emulated};
 
 static bool is_auto(const char *name)
 {
     return !name || strcmp(name, "auto") == 0;
 }
 
+static bool names(const struct hr_device_fns *fns, const char *name)
+{
+    const size_t n = strlen(fns->name);
+
+    return strncmp(name, fns->name, n) == 0 &&
+           (name[n] == '\0' || (name[n] == ':' && fns->takes_number));
+}
+
+/* What a name stands for: NULL and "auto" for HEADRACE_DEVICE, if that is set. */
+static const char *resolve(const char *name)
+{
+    const char *wanted = is_auto(name) ? getenv("HEADRACE_DEVICE") : NULL;
+
+    return wanted ? wanted : name;
+}
+
+/* The device of a resolved name. */
 static const struct hr_device_fns *device_find(const char *name)
 {
     if (is_auto(name))
         return devices[0];
     for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++)
-        if (strcmp(devices[i]->name, name) == 0)
+        if (names(devices[i], name))
             return devices[i];
     return NULL;
 }
@@ -38,6 +56,8 @@ static int error_unknown_device(const char *name, struct hr_error *err)
     for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++) {
         const size_t n = strlen(devices[i]->name);
 
+        if (devices[i]->by_name_only)
+            continue;
         hr_assert(used + 2 + n < sizeof(allowed));
         memcpy(allowed + used, ", ", 2);
         memcpy(allowed + used + 2, devices[i]->name, n + 1);
@@ -49,21 +69,24 @@ static int error_unknown_device(const char *name, struct hr_error *err)
 
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err)
 {
-    const struct hr_device_fns *fns = device_find(params->device);
+    struct hr_gpu_params resolved = *params;
     struct hr_gpu *gpu = NULL;
     int rc;
 
+    resolved.device = resolve(params->device);
+    const struct hr_device_fns *fns = device_find(resolved.device);
+
     hr_assert(params->act == HR_DTYPE_BF16 || params->act == HR_DTYPE_F32);
     if (!fns)
-        return error_unknown_device(params->device, err);
+        return error_unknown_device(resolved.device, err);
     if (params->n_threads > N_THREADS_MAX)
         return hr_error_set(err, -EINVAL, "%u threads: the device takes at most %d",
                             params->n_threads, N_THREADS_MAX);
-    rc = fns->open(&gpu, params, err);
+    rc = fns->open(&gpu, &resolved, err);
     if (rc < 0)
         return rc;
     hr_assert(gpu->fns == fns && gpu->arena_bytes >= params->arena_bytes);
-    if (is_auto(params->device))
+    if (is_auto(resolved.device))
         hr_log(HR_LOG_INFO, "device: %s, the only one of this build", gpu->name);
     *ret_gpu = gpu;
     return 0;
@@ -84,7 +107,7 @@ const char *hr_gpu_name(const struct hr_gpu *gpu)
 uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
                               size_t n_in_max, size_t n_out_max)
 {
-    const struct hr_device_fns *fns = device_find(params->device);
+    const struct hr_device_fns *fns = device_find(resolve(params->device));
 
     return fns ? fns->scratch_bytes(params, n_tokens_max, n_in_max, n_out_max) : 0;
 }

@@ -34,9 +34,12 @@ enum {
 struct hr_gpu;
 
 struct hr_gpu_params {
-    const char *device;   /* "cpu"; NULL or "auto": the best that works, said once at HR_LOG_INFO */
-    enum hr_dtype act;    /* HR_DTYPE_BF16 or HR_DTYPE_F32                                        */
-    unsigned n_threads;   /* 0: one for each CPU this process may use; at most 256                */
+    const char *device;  /* "cpu"; NULL or "auto": what HEADRACE_DEVICE names, else the best that
+                            works, said once at HR_LOG_INFO */
+    enum hr_dtype act;   /* HR_DTYPE_BF16 or HR_DTYPE_F32                                        */
+    unsigned n_threads;  /* 0: one for each CPU this process may use; at most 256                */
+    uint64_t slot_bytes; /* device memory that weights pass through, at least of the largest; 0: the
+                            device's choice. The CPU device has none: weights stay in the ring */
     uint64_t arena_bytes; /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
     /* Once it is not 0, operations stop within milliseconds and return -ECANCELED; any thread may
      * set it. Lives as long as the device. NULL: never. */

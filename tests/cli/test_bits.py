@@ -25,6 +25,8 @@ class Bits(ModelCase):
         ["--threads", 1],
         ["--threads", 3],
         ["--threads", 5, "--io", "pread"],
+        ["--device", "emulated"],  # memory of its own, asynchronous
+        ["--device", "emulated:2000"],  # and copies come late
     ]
     layouts = [
         ["--shards", 5],
