@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import threading
@@ -310,6 +311,8 @@ class Model:
             packed = _Packed(samples, timestep, self.joint_dim, self.layered)
             first = float(np.float32(timestep))
             steps = [float(np.float32(t)) for t in timesteps] if timesteps is not None else None
+            if not math.isfinite(first):
+                raise ValueError(f"timestep {timestep}; expected a number in 0..1000")
             if steps is not None and (not steps or steps[0] != first):
                 raise ValueError(f"timesteps must begin with the timestep of this forward, {timestep}")
             self._open(packed, first, steps)
