@@ -126,7 +126,8 @@ class Forward(PackageCase):
             model.forward(x, e, 1)
         with headrace.Model(self.model) as model:
             for bad, words in (((x[:8], e, 1), ("latents", "8, 6, 10")), ((x, e[:, :90], 1), ("prompt_emb", "90")),
-                               ((x, e, 1001), ("timestep",)), ((x, e, float("nan")), ("timestep nan",)), ((x[:, :5], e, 1), ("even",)),
+                               ((x, e, 1001), ("timestep",)),
+                               ((x, e, float("nan")), ("timestep nan",)), ((x[:, :5], e, 1), ("even",)),
                                ((x, e.astype(np.complex64), 1), ("prompt_emb", "complex64"))):
                 with self.assert_raises(ValueError, *words):
                     model.forward(*bad)
