@@ -72,7 +72,7 @@ struct cli_options {
     bool timestep_given;
     bool cfg_norm;
     unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding, verify,
-        lora_mode; /* choices */
+        lora_mode, onload_dtype; /* choices */
 };
 
 /* Parse argv after the verb. Prints what is wrong and returns CLI_USAGE, or CLI_OK. */

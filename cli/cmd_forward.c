@@ -36,6 +36,7 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o)
                                             : HR_SWITCH_AUTO,
         .timestep_rounding = o->timestep_rounding != 0,
         .n_layers = (uint32_t) o->n_layers,
+        .onload_dtype = (enum hr_onload_dtype) o->onload_dtype,
         .loras = o->loras,
         .n_loras = o->n_loras,
         .lora_mode = (enum hr_lora_mode) o->lora_mode,

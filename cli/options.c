@@ -90,6 +90,8 @@ static const struct option options[] = {
      "inputs of matrix products (default bf16)"},
     {"--activation", CHOICE, MEMBER(activation), CLI_RUN | CLI_BENCH, 0, 0, "gelu_tanh|quick_gelu",
      NULL, "of the MLPs (default gelu_tanh, the model's own)"},
+    {"--onload-dtype", CHOICE, MEMBER(onload_dtype), CLI_RUN, 0, 0, "model|fp8", NULL,
+     "fp8: lossy; weights that stay in memory are rounded to it, so that more fit in --ram"},
     {"--lora", LORA, MEMBER(loras), CLI_RUN, 0, 0, NULL, "FILE[:STRENGTH]",
      "add a LoRA (safetensors), default strength 1; repeated: several at once"},
     {"--lora-mode", CHOICE, MEMBER(lora_mode), CLI_RUN, 0, 0, "runtime|merged", NULL,

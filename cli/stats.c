@@ -83,6 +83,8 @@ void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
     cli_stream_json(obj, &s->stream);
     json_object_update(obj, members);
     json_decref(members);
+    json_object_set_new(obj, "lossy", json_boolean(s->lossy_bytes > 0));
+    json_object_set_new(obj, "lossy_bytes", json_integer((json_int_t) s->lossy_bytes));
     json_object_set_new(obj, "verified_bytes", json_integer((json_int_t) s->verified_bytes));
     json_object_set_new(obj, "verify_s", json_real(cli_seconds(s->verify_ns)));
 }
@@ -109,6 +111,9 @@ void cli_stats_text(const struct hr_dit_stats *s)
     printf("memory    peak %s of the whole process (ring %s, activations %s)\n",
            cli_size(a, s->peak_memory_bytes), cli_size(b, stream->ring_bytes),
            cli_size(c, s->activation_bytes));
+    if (s->lossy_bytes > 0)
+        printf("lossy     weights that stay in memory, %s, are rounded to fp8 (--onload-dtype)\n",
+               cli_size(a, s->lossy_bytes));
     if (s->verified_bytes > 0)
         printf("verified  %s, as in the manifest, in %.2f s\n", cli_size(a, s->verified_bytes),
                cli_seconds(s->verify_ns));

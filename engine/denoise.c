@@ -210,6 +210,8 @@ static void add_facts(struct hr_denoise *d, const struct hr_checkpoint *checkpoi
     hr_resume_fact_hash(r, "schedule", d->sigmas, (p->n_steps + 1) * sizeof(d->sigmas[0]));
     hr_resume_fact(r, "guidance", "%.9g%s", (double) p->cfg_scale, p->cfg_norm ? " normed" : "");
     hr_resume_fact(r, "precision", "%s", p->dit.precision == HR_PRECISION_F32 ? "f32" : "bf16");
+    if (p->dit.onload_dtype == HR_ONLOAD_FP8)
+        hr_resume_fact(r, "dtype of resident weights", "fp8");
     hr_resume_fact(r, "activation", "%d", (int) p->dit.activation);
     hr_resume_fact(r, "number of blocks", "%u", p->dit.n_layers);
     hr_resume_fact(r, "zero_cond_t", "%d", (int) p->dit.zero_cond_t);

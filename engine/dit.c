@@ -92,6 +92,13 @@ static int check_params(const struct hr_dit_params *params, struct hr_error *err
         params->activation != HR_ACTIVATION_QUICK_GELU)
         return hr_error_set(err, -EINVAL, "activation %d is neither gelu_tanh nor quick_gelu",
                             (int) params->activation);
+    if (params->onload_dtype != HR_ONLOAD_MODEL && params->onload_dtype != HR_ONLOAD_FP8)
+        return hr_error_set(err, -EINVAL, "onload dtype %d is neither the model's nor fp8",
+                            (int) params->onload_dtype);
+    if (params->onload_dtype == HR_ONLOAD_FP8 && params->states)
+        return hr_error_set(err, -EINVAL,
+                            "an onload dtype of fp8 and a table of states exclude each other: the "
+                            "table says in which dtype weights stay");
     return 0;
 }
 
@@ -149,6 +156,7 @@ static void predict(struct hr_dit *dit, const struct hr_dit_params *params)
 
     dit->stats.activation_bytes = dit->budget.arena_bytes;
     dit->stats.resident_bytes = dit->resident.size_bytes;
+    dit->stats.lossy_bytes = dit->resident.rounded_bytes;
     if (dit->timesteps) {
         dit->stats.mods_bytes = (uint64_t) dit->n_forwards * step_floats * sizeof(float);
         dit->stats.mods_spilled =
@@ -191,7 +199,8 @@ static int share_memory(struct hr_dit *dit, const struct hr_dit_params *params,
     if (r == 0)
         r = hr_dit_budget_make(&dit->budget, dit, params, &gpu_params, err);
     if (r == 0 && dit->budget.resident_bytes > 0)
-        r = hr_resident_choose(&dit->resident, each, n, keep, dit->budget.resident_bytes, err);
+        r = hr_resident_choose(&dit->resident, each, n, keep, dit->budget.resident_bytes,
+                               params->onload_dtype == HR_ONLOAD_FP8, err);
     free(keep);
     return r;
 }

@@ -86,6 +86,7 @@ void hr_feed_flush(struct hr_feed *feed)
 struct taken {
     struct hr_unit unit;
     struct hr_gpu_weight weight;
+    enum hr_dtype dtype; /* of the weight: the tensor's, or that in which it is kept */
     bool streamed;
 };
 
@@ -101,19 +102,9 @@ static struct hr_unit resident_unit(const struct hr_feed *feed, const struct hr_
         .tensor = resident->tensor,
         .row_begin = band.row_begin,
         .n_rows = band.n_rows,
-        .data = feed->resident->store + resident->at + band.begin_bytes,
-        .size_bytes = band.size_bytes,
+        .data = hr_resident_row(feed->resident, resident, band.row_begin),
+        .size_bytes = band.n_rows * hr_resident_row_bytes(resident),
     };
-}
-
-/* Keep a copy of a unit that is streaming by for the first time. */
-static void keep(struct hr_feed *feed, struct hr_resident *resident, const struct hr_unit *unit)
-{
-    const uint64_t row_bytes = unit->size_bytes / unit->n_rows;
-
-    memcpy(feed->resident->store + resident->at + unit->row_begin * row_bytes, unit->data,
-           unit->size_bytes);
-    resident->loaded = (unit->row_begin + unit->n_rows) * row_bytes == resident->tensor->size_bytes;
 }
 
 /* Wait for the next unit of the stream, which must be a band of `tensor`. */
@@ -162,10 +153,18 @@ static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t r
     if (r < 0)
         return r;
     hr_assert(t->unit.row_begin == row_begin);
+    t->dtype = tensor->dtype;
+    const void *data = t->unit.data;
+    uint64_t bytes = t->unit.size_bytes;
+
     if (t->streamed && resident)
-        keep(feed, resident, &t->unit);
-    r = HR_FEED_RUN(feed, err,
-                    hr_gpu_stage(feed->gpu, &t->weight, t->unit.data, t->unit.size_bytes));
+        hr_resident_keep(feed->resident, resident, data, row_begin, t->unit.n_rows);
+    if (resident && resident->dtype != tensor->dtype) { /* also the first time: the same numbers */
+        t->dtype = resident->dtype;
+        data = hr_resident_row(feed->resident, resident, row_begin);
+        bytes = t->unit.n_rows * hr_resident_row_bytes(resident);
+    }
+    r = HR_FEED_RUN(feed, err, hr_gpu_stage(feed->gpu, &t->weight, data, bytes));
     if (r < 0 && t->streamed)
         hr_stream_release(feed->stream, &t->unit);
     return r;
@@ -198,7 +197,7 @@ int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *
         const uint64_t begin_ns = hr_now_ns();
 
         r = HR_FEED_RUN(feed, err,
-                        hr_gpu_to_f32(feed->gpu, dst + done * row, t.weight.data, tensor->dtype,
+                        hr_gpu_to_f32(feed->gpu, dst + done * row, t.weight.data, t.dtype,
                                       (size_t) (t.unit.n_rows * row)));
         trace_unit(feed, &t.unit, begin_ns);
         give_back(feed, &t);
@@ -380,7 +379,7 @@ int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
         if (r < 0)
             return r;
         const struct band band = {
-            .data = t.weight.data, .dtype = w->dtype, .done = done, .n_rows = t.unit.n_rows};
+            .data = t.weight.data, .dtype = t.dtype, .done = done, .n_rows = t.unit.n_rows};
         const uint64_t begin_ns = hr_now_ns();
 
         r = merged ? run_merged(feed, &run, &band, err) : run_band(feed, &run, &band, err);

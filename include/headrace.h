@@ -487,6 +487,14 @@ struct hr_states;
 HR_API int hr_states_open(struct hr_states **ret_states, const char *path, struct hr_error *err);
 HR_API void hr_states_close(struct hr_states **states);
 
+/* How weights are kept in memory between passes. */
+enum hr_onload_dtype {
+    HR_ONLOAD_MODEL, /* as in the model's files                                                  */
+    HR_ONLOAD_FP8    /* lossy: matrices of the blocks cast to F8_E4M3, so that about twice as many
+                        stay. From the first pass on they are used so; which ones follows from
+                        ram_bytes and what the process holds, and so do the bits of the result   */
+};
+
 /* All zero: the library's choice. */
 struct hr_dit_params {
     struct hr_stream_params stream;
@@ -495,6 +503,7 @@ struct hr_dit_params {
                            inputs need and a ring of 192 MiB                                */
     uint64_t resident_max_bytes; /* of weights kept in memory between passes, out of what ram_bytes
                            leaves; 0: all that it leaves                                    */
+    enum hr_onload_dtype onload_dtype;
     uint32_t n_threads; /* 0: one for each CPU that this process may use                    */
     enum hr_precision precision;
     enum hr_activation activation;
@@ -565,6 +574,7 @@ struct hr_dit_stats {
     uint64_t peak_memory_bytes; /* of the process: VmHWM and huge pages                 */
     uint32_t n_blocks;
     const struct hr_dit_block_stats *blocks; /* n_blocks of the last forward            */
+    uint64_t lossy_bytes;                    /* of resident_bytes, rounded to fp8 */
     uint64_t lora_bytes;                     /* of activation_bytes, held for LoRAs */
     uint32_t n_loras;
     struct hr_lora_report loras[HR_LORA_FILES_MAX]; /* names live until close */

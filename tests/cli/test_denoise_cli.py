@@ -108,6 +108,25 @@ class Denoise(ModelCase):
             self.assertEqual(self.denoise(*args, "--quiet").code, 0)
             self.assertEqual(self.bytes_of(), want, args)
 
+    def test_onload_dtype(self):
+        """Rounding is never a default, and is said wherever it was done."""
+        exact = self.denoise("--ram", "150MiB", "--json", "--quiet")
+        self.assertIs(json.loads(exact.out)["lossy"], False)
+        want = self.bytes_of()
+        self.assertEqual(self.denoise("--ram", "150MiB", "--onload-dtype", "model", "--quiet").code, 0)
+        self.assertEqual(self.bytes_of(), want)
+        stats = json.loads(self.denoise("--ram", "150MiB", "--onload-dtype", "fp8", "--json", "--quiet").out)
+        self.assertIs(stats["lossy"], True)
+        self.assertLessEqual(stats["lossy_bytes"], stats["resident_bytes"])
+        self.assertLess(stats["resident_bytes"], json.loads(exact.out)["resident_bytes"])  # all stays, in half of it
+        self.assertNotEqual(self.bytes_of(), want)
+        text = self.denoise("--ram", "150MiB", "--onload-dtype", "fp8").out
+        self.assertIn("lossy     weights that stay in memory", text)
+        self.assertNotIn("lossy", self.denoise("--ram", "150MiB").out)
+        self.assertIn("lossy", headrace("denoise", "--help").out)
+        # without passes to stay between, nothing is rounded
+        self.assertIs(json.loads(self.denoise("--onload-dtype", "fp8", "--json", "--quiet").out)["lossy"], False)
+
     def test_seed_and_size(self):
         inputs = self.path("prompt-only.safetensors")
         write_tensors(inputs, {"prompt_emb": ("F32", [4, 96], floats([0.5] * 384))})

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include <cmocka.h>
 
 #include "engine/dit.h"
+#include "tests/engine/any_file.h"
 #include "tests/engine/model_fixture.h"
 
 enum { H = 6, W = 10, N_TEXT = 4, JOINT = 96, N_VELOCITY = 16 * H * W };
@@ -296,6 +298,75 @@ static void test_resident_weights(void **state)
     }
 }
 
+/* Kept as fp8: twice as many weights stay, all forwards agree, and with all of the blocks resident
+ * the result is that of blocks which were rounded in the file. */
+static void test_resident_fp8(void **state)
+{
+    enum { N_FORWARDS = 3 };
+    static float want[N_VELOCITY], first[N_VELOCITY], got[N_VELOCITY];
+    struct hr_dit_params params = {
+        .n_forwards = N_FORWARDS,
+        .ram_bytes = (uint64_t) 400 << 20,
+        .resident_max_bytes = 4 << 20,
+        .stream = {.ring_bytes = 4 << 20},
+    };
+    struct hr_dit_stats exact, rounded;
+    struct any_file file = {0};
+    struct hr_error err = {0};
+    char path[160];
+
+    (void) state;
+    struct hr_dit *dit = open_dit(&params);
+
+    for (unsigned i = 0; i < N_FORWARDS; i++)
+        assert_int_equal(forward(dit, &model.inputs, want, &err), 0);
+    hr_dit_get_stats(dit, &exact);
+    hr_dit_close(&dit);
+    assert_int_equal(exact.lossy_bytes, 0);
+    params.onload_dtype = HR_ONLOAD_FP8;
+    for (unsigned all = 0; all < 2; all++) {
+        params.resident_max_bytes = all ? 0 : 4 << 20;
+        dit = open_dit(&params);
+        assert_int_equal(forward(dit, &model.inputs, first, &err), 0);
+        assert_memory_not_equal(first, want, sizeof(first));
+        for (unsigned i = 1; i < N_FORWARDS; i++) {
+            assert_int_equal(forward(dit, &model.inputs, got, &err), 0);
+            assert_memory_equal(got, first, sizeof(got));
+        }
+        hr_dit_get_stats(dit, &rounded);
+        assert_true(rounded.lossy_bytes > 0 && rounded.lossy_bytes <= rounded.resident_bytes);
+        hr_dit_close(&dit);
+        if (!all) /* 8 MiB of the model stay in the same 4 MiB */
+            assert_true(rounded.bytes_used + (3 << 20) < exact.bytes_used);
+    }
+    assert_int_equal(rounded.bytes_used, 0);
+
+    any_file_load(&file, model.checkpoint);
+    for (size_t i = 0; i < file.n; i++)
+        if (file.tensors[i].rank == 2 && strstr(file.tensors[i].name, "transformer_blocks."))
+            file.tensors[i].dtype = HR_DTYPE_F8_E4M3;
+    snprintf(path, sizeof(path), "%s/fp8.safetensors", model.folder);
+    any_file_write(&file, path);
+    any_file_free(&file);
+    const char *paths[] = {path};
+    struct hr_checkpoint *checkpoint = NULL;
+
+    assert_int_equal(
+        hr_checkpoint_open(&checkpoint,
+                           &(struct hr_checkpoint_params){.paths = paths, .n_paths = 1}, &err),
+        0);
+    assert_int_equal(hr_dit_open(&dit, checkpoint, NULL, &model.inputs, 1, &err), 0);
+    assert_int_equal(forward(dit, &model.inputs, want, &err), 0);
+    assert_memory_equal(got, want, sizeof(got));
+    hr_dit_close(&dit);
+    hr_checkpoint_close(&checkpoint);
+    params.states = (const struct hr_states *) &params; /* refused before it is looked at */
+    expect_open_fails(&params, &model.inputs, -EINVAL, "exclude each other");
+    params.states = NULL;
+    params.onload_dtype = 7;
+    expect_open_fails(&params, &model.inputs, -EINVAL, "onload dtype");
+}
+
 static void test_samples_share_a_timestep(void **state)
 {
     struct hr_dit_inputs inputs[2] = {model.inputs, model.inputs};
@@ -459,6 +530,7 @@ int main(void)
         cmocka_unit_test(test_samples_share_a_pass),
         cmocka_unit_test(test_mods_up_front),
         cmocka_unit_test(test_resident_weights),
+        cmocka_unit_test(test_resident_fp8),
         cmocka_unit_test(test_samples_share_a_timestep),
         cmocka_unit_test(test_failed_stays_failed),
         cmocka_unit_test(test_interrupt),
