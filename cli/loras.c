@@ -20,13 +20,15 @@ int cli_add_lora(struct cli_options *o, const char *text)
     if (colon && access(text, F_OK) < 0) {
         strength = strtod(colon + 1, &end);
         if (end == colon + 1 || *end || !isfinite((float) strength))
-            return cli_usage("--lora: %s: \"%s\" is no file, and what follows its last colon is no "
+            return cli_usage("--lora: \"%s\" is no file, and what follows its last colon is no "
                              "finite number; expected FILE or FILE:STRENGTH",
-                             cli_printable(shown, sizeof(shown), text), shown);
-        path = strndup(text, (size_t) (colon - text)); /* as long as the options: to the end */
+                             cli_printable(shown, sizeof(shown), text));
+        path = strndup(text, (size_t) (colon - text));
     }
     if (!path)
         return cli_usage("--lora: no memory");
+    /* Counted when it is right; the copy lives as long as the options, to the end. */
+    o->loras[o->n_loras] = (struct hr_lora_file){path, (float) strength};
     if (!path[0])
         return cli_usage("--lora: an empty name; expected FILE or FILE:STRENGTH");
     for (uint32_t i = 0; i < o->n_loras; i++)
@@ -34,7 +36,7 @@ int cli_add_lora(struct cli_options *o, const char *text)
             return cli_usage("--lora: %s is given twice; give it once, with the sum of the "
                              "strengths",
                              cli_printable(shown, sizeof(shown), path));
-    o->loras[o->n_loras++] = (struct hr_lora_file){path, (float) strength};
+    o->n_loras++;
     return CLI_OK;
 }
 
