@@ -257,7 +257,7 @@ static void test_resident_weights(void **state)
 {
     enum { N = 4 };
     static float want[N_VELOCITY], got[N_VELOCITY];
-    const uint64_t base = (uint64_t) 400 << 20; /* also enough for a sanitizer's own memory */
+    const uint64_t base = (uint64_t) 600 << 20; /* also enough for a sanitizer's own memory */
     float timesteps[N];
     struct hr_dit_inputs in = model.inputs;
     struct hr_dit_stats stats;
@@ -306,7 +306,7 @@ static void test_resident_fp8(void **state)
     static float want[N_VELOCITY], first[N_VELOCITY], got[N_VELOCITY];
     struct hr_dit_params params = {
         .n_forwards = N_FORWARDS,
-        .ram_bytes = (uint64_t) 400 << 20,
+        .ram_bytes = (uint64_t) 600 << 20,
         .resident_max_bytes = 4 << 20,
         .stream = {.ring_bytes = 4 << 20},
     };

@@ -405,7 +405,7 @@ static void test_same_bits(void **state)
             run_forwards(&params, timesteps, &got);
             assert_memory_equal(got.velocities, want.velocities, sizeof(want.velocities));
             assert_true(got.stats.mods_bytes > 0);
-            params.ram_bytes = (uint64_t) 500 << 20; /* also enough for a sanitizer */
+            params.ram_bytes = (uint64_t) 600 << 20; /* also enough for a sanitizer */
             params.stream.ring_bytes = 8 << 20;
             params.n_threads = 3;
             run_forwards(&params, timesteps, &got);
