@@ -2,8 +2,8 @@
 /* device.h -- what a device implements; gpu.c calls it, nobody else.
  *
  * gpu.c has checked every argument before a function here is called, so devices hold no argument
- * checks. All functions are required. Each takes the struct hr_gpu that its own open() made: the
- * first member of the device's private struct.
+ * checks. All functions but those marked are required. Each takes the struct hr_gpu that its own
+ * open() made: the first member of the device's private struct.
  */
 #ifndef HR_GPU_DEVICE_H
 #define HR_GPU_DEVICE_H
@@ -15,12 +15,23 @@ struct hr_device_fns {
     bool takes_number; /* and ":" and a number, which open() reads */
     bool by_name_only; /* for tests: not among the names that messages list */
 
+    /* Whether the device could be opened on this machine, for an automatic choice. NULL: always.
+     * @return 0, or -ENODEV with the reason */
+    int (*probe)(const struct hr_gpu_params *params, struct hr_error *err);
+
     /* Make a device. On success the whole of struct hr_gpu is filled: the arena, of at least
      * params->arena_bytes zeroed bytes aligned to 64, and what hr_gpu_name() answers. */
     int (*open)(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err);
     void (*close)(struct hr_gpu *gpu);
     uint64_t (*scratch_bytes)(const struct hr_gpu_params *params, size_t n_tokens_max,
                               size_t n_in_max, size_t n_out_max);
+
+    /* See hr_gpu_device_bytes(). NULL: the arena is host memory. */
+    int (*device_bytes)(const struct hr_gpu_params *params, uint64_t *ret_bytes,
+                        struct hr_error *err);
+    /* See hr_gpu_register_host(). NULL, both: nothing to do. */
+    int (*register_host)(struct hr_gpu *gpu, void *base, size_t size_bytes);
+    void (*unregister_host)(struct hr_gpu *gpu, void *base);
 
     int (*upload)(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes);
     int (*download)(struct hr_gpu *gpu, void *dst_host, const void *src, size_t size_bytes);
@@ -53,5 +64,6 @@ struct hr_gpu {
 
 extern const struct hr_device_fns hr_device_cpu;
 extern const struct hr_device_fns hr_device_emulated;
+extern const struct hr_device_fns hr_device_cuda; /* in builds with CUDA */
 
 #endif /* HR_GPU_DEVICE_H */

@@ -9,12 +9,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "config.h"
 #include "gpu/device.h"
 
 enum { ARENA_ALIGN = 64, N_THREADS_MAX = 256 };
 
 /* In order of preference for "auto". */
-static const struct hr_device_fns *const devices[] = {&hr_device_cpu, &hr_device_emulated};
+static const struct hr_device_fns *const devices[] = {
+#if HAVE_CUDA
+    &hr_device_cuda,
+#endif
+    &hr_device_cpu,
+    &hr_device_emulated,
+};
 
 static bool is_auto(const char *name)
 {
@@ -37,13 +44,26 @@ static const char *resolve(const char *name)
     return wanted ? wanted : name;
 }
 
-/* The device of a resolved name. */
-static const struct hr_device_fns *device_find(const char *name)
+/* The first that works.
+ * @param why  zeroed; gets the reason of the first that does not */
+static const struct hr_device_fns *first_usable(const struct hr_gpu_params *params,
+                                                struct hr_error *why)
 {
-    if (is_auto(name))
-        return devices[0];
     for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++)
-        if (names(devices[i], name))
+        if (!devices[i]->by_name_only &&
+            (!devices[i]->probe || devices[i]->probe(params, why) == 0))
+            return devices[i];
+    return NULL;
+}
+
+/* The device of a resolved name. */
+static const struct hr_device_fns *device_find(const struct hr_gpu_params *params,
+                                               struct hr_error *why)
+{
+    if (is_auto(params->device))
+        return first_usable(params, why);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++)
+        if (names(devices[i], params->device))
             return devices[i];
     return NULL;
 }
@@ -63,20 +83,26 @@ static int error_unknown_device(const char *name, struct hr_error *err)
         memcpy(allowed + used + 2, devices[i]->name, n + 1);
         used += 2 + n;
     }
-    return hr_error_set(err, -ENODEV, "device \"%s\" is unknown: use one of %s",
-                        hr_printable(name, printable, sizeof(printable)), allowed);
+    hr_printable(name, printable, sizeof(printable));
+    if (!HAVE_CUDA && strncmp(name, "cuda", 4) == 0)
+        return hr_error_set(err, -ENODEV,
+                            "device \"%s\": this build is without CUDA; use one of %s", printable,
+                            allowed);
+    return hr_error_set(err, -ENODEV, "device \"%s\" is unknown: use one of %s", printable,
+                        allowed);
 }
 
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err)
 {
     struct hr_gpu_params resolved = *params;
+    struct hr_error why = {0};
     struct hr_gpu *gpu = NULL;
     int rc;
 
-    resolved.device = resolve(params->device);
-    const struct hr_device_fns *fns = device_find(resolved.device);
-
     hr_assert(params->act == HR_DTYPE_BF16 || params->act == HR_DTYPE_F32);
+    resolved.device = resolve(params->device);
+    const struct hr_device_fns *fns = device_find(&resolved, &why);
+
     if (!fns)
         return error_unknown_device(resolved.device, err);
     if (params->n_threads > N_THREADS_MAX)
@@ -87,7 +113,8 @@ int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, str
         return rc;
     hr_assert(gpu->fns == fns && gpu->arena_bytes >= params->arena_bytes);
     if (is_auto(resolved.device))
-        hr_log(HR_LOG_INFO, "device: %s, the only one of this build", gpu->name);
+        hr_log(HR_LOG_INFO, "device: %s%s%s", gpu->name, why.code ? "; not used: " : "",
+               why.message);
     *ret_gpu = gpu;
     return 0;
 }
@@ -107,9 +134,26 @@ const char *hr_gpu_name(const struct hr_gpu *gpu)
 uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
                               size_t n_in_max, size_t n_out_max)
 {
-    const struct hr_device_fns *fns = device_find(resolve(params->device));
+    struct hr_gpu_params resolved = *params;
+    struct hr_error why = {0};
 
-    return fns ? fns->scratch_bytes(params, n_tokens_max, n_in_max, n_out_max) : 0;
+    resolved.device = resolve(params->device);
+    const struct hr_device_fns *fns = device_find(&resolved, &why);
+
+    return fns ? fns->scratch_bytes(&resolved, n_tokens_max, n_in_max, n_out_max) : 0;
+}
+
+int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
+                        struct hr_error *err)
+{
+    struct hr_gpu_params resolved = *params;
+    struct hr_error why = {0};
+
+    resolved.device = resolve(params->device);
+    const struct hr_device_fns *fns = device_find(&resolved, &why);
+
+    *ret_bytes = 0;
+    return fns && fns->device_bytes ? fns->device_bytes(&resolved, ret_bytes, err) : 0;
 }
 
 /* ---- memory ------------------------------------------------------------------------- */
@@ -128,6 +172,18 @@ void *hr_gpu_alloc(struct hr_gpu *gpu, uint64_t size_bytes)
     void *p = gpu->arena + gpu->arena_used;
     gpu->arena_used += takes;
     return p;
+}
+
+int hr_gpu_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
+{
+    hr_assert(base && size_bytes > 0);
+    return gpu->fns->register_host ? gpu->fns->register_host(gpu, base, size_bytes) : 0;
+}
+
+void hr_gpu_unregister_host(struct hr_gpu *gpu, void *base)
+{
+    if (gpu->fns->unregister_host)
+        gpu->fns->unregister_host(gpu, base);
 }
 
 int hr_gpu_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes)

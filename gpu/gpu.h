@@ -34,12 +34,14 @@ enum {
 struct hr_gpu;
 
 struct hr_gpu_params {
-    const char *device;  /* "cpu"; NULL or "auto": what HEADRACE_DEVICE names, else the best that
-                            works, said once at HR_LOG_INFO */
-    enum hr_dtype act;   /* HR_DTYPE_BF16 or HR_DTYPE_F32                                        */
-    unsigned n_threads;  /* 0: one for each CPU this process may use; at most 256                */
+    const char *device; /* "cpu", "cuda", "cuda:1"; NULL or "auto": what HEADRACE_DEVICE names, else
+                           the best that works, said once at HR_LOG_INFO */
+    enum hr_dtype act;  /* HR_DTYPE_BF16 or HR_DTYPE_F32                                        */
+    unsigned n_threads; /* 0: one for each CPU this process may use; at most 256                */
     uint64_t slot_bytes; /* device memory that weights pass through, at least of the largest; 0: the
                             device's choice. The CPU device has none: weights stay in the ring */
+    uint64_t vram_bytes; /* upper bound on the memory of a device that has its own; 0: none. Slots
+                            shrink to fit                                                     */
     uint64_t arena_bytes; /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
     /* Once it is not 0, operations stop within milliseconds and return -ECANCELED; any thread may
      * set it. Lives as long as the device. NULL: never. */
@@ -59,6 +61,13 @@ uint64_t hr_gpu_arena_bytes(uint64_t size_bytes);
 /* From the arena taken at open, zeroed, 64-byte aligned, never given back before close. More than
  * was said at open is an assertion. */
 void *hr_gpu_alloc(struct hr_gpu *gpu, uint64_t size_bytes);
+
+/* Tell the device of host memory that weights will be staged from: copies are faster from there,
+ * and run beside computing. Without it, or where it fails, they still work.
+ * @return 0, also where there is nothing to do, or -errno, said at HR_LOG_INFO */
+int hr_gpu_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes);
+/* Before registered memory is given up and before close. Waits for copies. */
+void hr_gpu_unregister_host(struct hr_gpu *gpu, void *base);
 
 int hr_gpu_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes);
 /* Waits for all earlier operations. */
@@ -185,7 +194,13 @@ int hr_gpu_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, si
 /* Convert n values at any address to F32 on the device: biases, gains, embeddings. */
 int hr_gpu_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);
 
-/* Scratch that the device takes beside the arena when it meets these products first (matrix
+/* Memory of its own that a device takes when it is opened, arena included; an upper bound. 0: arena
+ * and scratch are host memory.
+ * @return 0, or -ENOMEM: more than params->vram_bytes, the parts named */
+int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
+                        struct hr_error *err);
+
+/* Host memory that the device takes beside the arena when it meets these products first (matrix
  * library, tiles of all threads): an upper bound for budgets, before hr_gpu_open(). */
 uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
                               size_t n_in_max, size_t n_out_max);

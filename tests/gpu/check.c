@@ -2,18 +2,20 @@
 /* check.c -- see check.h. */
 #include "tests/gpu/check.h"
 
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
 #include "gpu/kernels.h"
 
-enum { GUARD_BYTES = 128, CANARY = 0xa5 };
+enum { GUARD_BYTES = 128, CANARY = 0xa5, POOL_BYTES = 256 << 20 };
 
 /* ---- random inputs ------------------------------------------------------------------ */
 
@@ -100,10 +102,35 @@ struct head {
     size_t n_bytes;
 };
 
+/* A GPU reads host memory that was registered with it; so all arrays lie in one region. */
+static struct {
+    unsigned char *base;
+    size_t used, n_live;
+    bool is_registered;
+} pool;
+
+static bool is_cuda(void)
+{
+    const char *device = getenv("HEADRACE_DEVICE");
+
+    return device && strncmp(device, "cuda", 4) == 0;
+}
+
+static unsigned char *pool_take(size_t n_bytes)
+{
+    if (!pool.base)
+        pool.base =
+            mmap(NULL, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(pool.base != MAP_FAILED && n_bytes <= POOL_BYTES - pool.used);
+    pool.used += n_bytes;
+    pool.n_live++;
+    return pool.base + pool.used - n_bytes;
+}
+
 void *check_alloc(size_t n_bytes, size_t misalign)
 {
     const size_t total = hr_align_up(n_bytes + misalign + 3 * GUARD_BYTES, 64);
-    unsigned char *base = aligned_alloc(64, total);
+    unsigned char *base = is_cuda() ? pool_take(total) : aligned_alloc(64, total);
     const struct head head = {base, n_bytes};
 
     assert_non_null(base);
@@ -127,7 +154,10 @@ void check_free(void *array)
         if (p[head.n_bytes + i] != CANARY && i < GUARD_BYTES / 2)
             fail_msg("wrote %zu bytes past the array of %zu", i + 1, head.n_bytes);
     }
-    free(head.base);
+    if (!is_cuda())
+        free(head.base);
+    else if (--pool.n_live == 0)
+        pool.used = 0;
 }
 
 /* ---- comparison --------------------------------------------------------------------- */
@@ -168,14 +198,57 @@ void check_close(const char *what, const struct check_matrix *m, double tol)
 
 bool check_device_get(struct check_device *ret_device, size_t idx)
 {
-    *ret_device = (struct check_device){hr_kernels_name(idx / 2), idx % 2 == 0};
+    if (is_cuda())
+        *ret_device = (struct check_device){idx < 2 ? "cuda" : NULL, idx % 2 == 0};
+    else
+        *ret_device = (struct check_device){hr_kernels_name(idx / 2), idx % 2 == 0};
     return ret_device->isa != NULL;
+}
+
+struct check_device check_device_first(void)
+{
+    struct check_device device;
+
+    assert_true(check_device_get(&device, 0));
+    return device;
+}
+
+int check_missing(void)
+{
+    const struct hr_gpu_params params = {.act = HR_DTYPE_BF16};
+    struct hr_error err = {0};
+    struct hr_gpu *gpu = NULL;
+    const int rc = is_cuda() ? hr_gpu_open(&gpu, &params, &err) : 0;
+
+    hr_gpu_close(&gpu);
+    if (rc == -ENODEV)
+        print_message("skipped: %s\n", err.message);
+    return rc == -ENODEV ? 77 : 0;
+}
+
+void check_done(struct hr_gpu *gpu, int rc)
+{
+    assert_int_equal(rc, 0);
+    assert_int_equal(hr_gpu_sync(gpu), 0);
+}
+
+/* Of host memory a GPU reads only what was registered; that outlasts the device's closing. */
+static void register_pool(struct hr_gpu *gpu)
+{
+    if (is_cuda() && !pool.is_registered) {
+        if (!pool.base)
+            check_free(check_alloc(1, 0));
+        if (hr_gpu_register_host(gpu, pool.base, POOL_BYTES) < 0)
+            fail_msg("the GPU takes no host memory: these tests cannot run");
+        pool.is_registered = true;
+    }
 }
 
 struct hr_gpu *check_device_open(const struct check_device *device, enum hr_dtype act,
                                  unsigned n_threads)
 {
-    const struct hr_gpu_params params = {.device = "cpu", .act = act, .n_threads = n_threads};
+    const struct hr_gpu_params params = {
+        .device = is_cuda() ? NULL : "cpu", .act = act, .n_threads = n_threads};
     struct hr_error err = {0};
     struct hr_gpu *gpu = NULL;
 
@@ -185,5 +258,6 @@ struct hr_gpu *check_device_open(const struct check_device *device, enum hr_dtyp
         fail_msg("open: %s", err.message);
     unsetenv("HEADRACE_CPU");
     unsetenv("HEADRACE_CPU_BF16");
+    register_pool(gpu);
     return gpu;
 }

@@ -48,12 +48,18 @@ void check_close(const char *what, const struct check_matrix *m, double tol);
 
 /* ---- devices ------------------------------------------------------------------------ */
 
-/* Every way to compute that this machine has. */
+/* Every way to compute that this machine has: the CPU's, or with HEADRACE_DEVICE=cuda that GPU,
+ * which reads and writes the arrays of check_alloc() where they are. */
 struct check_device {
-    const char *isa;
-    bool bf16; /* products of bf16 by the matrix library, where it can */
+    const char *isa; /* "cuda": the GPU                                */
+    bool bf16;       /* products of bf16 by the matrix library, where it can */
 };
 bool check_device_get(struct check_device *ret_device, size_t idx);
+struct check_device check_device_first(void);
+/* To be main()'s first: 77 where HEADRACE_DEVICE names a device that is not there, else 0. */
+int check_missing(void);
+/* An operation was asked for; after this its results are there. */
+void check_done(struct hr_gpu *gpu, int rc);
 struct hr_gpu *check_device_open(const struct check_device *device, enum hr_dtype act,
                                  unsigned n_threads);
 

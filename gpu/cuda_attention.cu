@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cuda_attention.cu -- attention by tiles of keys with a running maximum and sum of the softmax:
+ *   m' = max(m, max_j s[j]);  a = exp(m - m');  p[j] = exp(s[j] - m')
+ *   sum = a sum + sum_j p[j];  o = a o + p V;  out = o / sum at the end
+ *
+ * bf16: on tensor cores. A block has 128 queries of one head, 16 for each of 8 warps, and goes
+ * through the keys 64 at a time. K and V have one tile each in shared memory: V arrives while
+ * Q K^T is computed, the next K while P V is. Rows past the end are zeros, their scores -infinity.
+ * f32: plain, for exactness.
+ *
+ * In both a block reads its own queries before it writes its own outputs, and no other block reads
+ * them: out may be q.
+ */
+#include "gpu/cuda_device.cuh"
+
+namespace
+{
+
+enum { HEAD = 128, LANES = HR_CUDA_LANES };
+
+constexpr float SCALE = 0.08838834764831845f; /* 1 / sqrt(128) */
+
+/* ---- bf16 ----------------------------------------------------------------------------------- */
+
+enum {
+    WARPS = 8,
+    THREADS = WARPS * LANES,
+    QUERIES = 16 * WARPS,
+    KEYS = 64,
+    KEY_TILES = KEYS / 8,   /* columns of 8 of the scores   */
+    HEAD_TILES = HEAD / 8,  /* columns of 8 of the output   */
+    HEAD_STEPS = HEAD / 16, /* of the inner dimension, Q K^T */
+    TILE_BYTES = KEYS * HEAD * 2,
+};
+static_assert(QUERIES * HEAD * 2 == 2 * TILE_BYTES, "the queries pass through both tiles");
+
+#ifdef HR_HAS_BF16
+
+constexpr float SCALE_LOG2 = SCALE * 1.4426950408889634f; /* for exp2 */
+
+/* Rows first .. first + n_rows - 1 of one head into a tile, by the whole block. */
+__device__ __forceinline__ void copy_rows(uint32_t tile, const uint16_t *base, size_t stride,
+                                          size_t first, size_t n, unsigned n_rows)
+{
+#pragma unroll 4
+    for (unsigned i = threadIdx.x; i < n_rows * 16; i += THREADS) {
+        const unsigned row = i / 16, chunk = i % 16;
+        const bool is_valid = first + row < n;
+        const size_t at = (is_valid ? first + row : 0) * stride + chunk * 8;
+
+        copy_chunk(tile + hr_cuda_tile_at(row, chunk), base + at, is_valid);
+    }
+}
+
+__device__ __forceinline__ uint32_t pack(float low, float high)
+{
+    return hr_cuda_to_bf16(low) | (uint32_t) hr_cuda_to_bf16(high) << 16;
+}
+
+/* What a warp keeps of its 16 queries; index 0 and 1: rows l / 4 and l / 4 + 8. */
+struct state {
+    uint32_t q[HEAD_STEPS][4];
+    float o[HEAD_TILES][4];
+    float m[2], sum[2]; /* sum: this lane's columns only */
+};
+
+/* s = Q K^T */
+__device__ __forceinline__ void scores(float (*s)[4], const state &st, uint32_t k_tile,
+                                       unsigned lane)
+{
+#pragma unroll
+    for (int n = 0; n < KEY_TILES; n++)
+        s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
+#pragma unroll
+    for (int step = 0; step < HEAD_STEPS; step++) {
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n += 2) {
+            const unsigned row = n * 8 + (lane & 7) + (lane >> 4) * 8;
+            uint32_t b[4];
+
+            load_matrices(b, k_tile + hr_cuda_tile_at(row, step * 2 + (lane >> 3 & 1)));
+            multiply(s[n], st.q[step], b[0], b[1]);
+            multiply(s[n + 1], st.q[step], b[2], b[3]);
+        }
+    }
+}
+
+/* Scores of keys from n on do not count. */
+__device__ __forceinline__ void mask(float (*s)[4], size_t n, unsigned lane)
+{
+#pragma unroll
+    for (int i = 0; i < KEY_TILES; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (i * 8 + 2 * (lane % 4) + j % 2 >= n)
+                s[i][j] = -INFINITY;
+}
+
+/* s becomes the unnormalised probabilities. */
+__device__ __forceinline__ void softmax(float (*s)[4], state &st)
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float m = st.m[r], sum = 0.0f;
+
+#pragma unroll
+        for (int i = 0; i < KEY_TILES; i++)
+            m = fmaxf(m, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
+        m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1)); /* the four lanes of a row */
+        m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+        const float a = exp2f((st.m[r] - m) * SCALE_LOG2); /* 0 at first: m is -infinity */
+
+        st.m[r] = m;
+#pragma unroll
+        for (int i = 0; i < KEY_TILES; i++) {
+            s[i][2 * r] = exp2f((s[i][2 * r] - m) * SCALE_LOG2);
+            s[i][2 * r + 1] = exp2f((s[i][2 * r + 1] - m) * SCALE_LOG2);
+            sum += s[i][2 * r] + s[i][2 * r + 1];
+        }
+        st.sum[r] = st.sum[r] * a + sum;
+#pragma unroll
+        for (int i = 0; i < HEAD_TILES; i++) {
+            st.o[i][2 * r] *= a;
+            st.o[i][2 * r + 1] *= a;
+        }
+    }
+}
+
+/* o += P V: two columns of 8 scores are one 16x16 operand as they lie in the registers. */
+__device__ __forceinline__ void add_values(state &st, const float (*s)[4], uint32_t v_tile,
+                                           unsigned lane)
+{
+#pragma unroll
+    for (int i = 0; i < KEY_TILES; i += 2) {
+        const uint32_t p[4] = {pack(s[i][0], s[i][1]), pack(s[i][2], s[i][3]),
+                               pack(s[i + 1][0], s[i + 1][1]), pack(s[i + 1][2], s[i + 1][3])};
+        const unsigned row = i * 8 + (lane & 15);
+
+#pragma unroll
+        for (int n = 0; n < HEAD_TILES; n += 2) {
+            uint32_t b[4];
+
+            load_matrices_transposed(b, v_tile + hr_cuda_tile_at(row, n + (lane >> 4)));
+            multiply(st.o[n], p, b[0], b[1]);
+            multiply(st.o[n + 1], p, b[2], b[3]);
+        }
+    }
+}
+
+__device__ __forceinline__ void write_rows(const hr_cuda_attention &p, state &st, size_t first,
+                                           unsigned lane)
+{
+    const size_t stride = p.n_heads * HEAD;
+
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const size_t row = first + lane / 4 + r * 8;
+        float sum = st.sum[r];
+
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (row >= p.n_q)
+            continue;
+        uint16_t *out = (uint16_t *) p.out + row * stride + blockIdx.y * HEAD + 2 * (lane % 4);
+
+#pragma unroll
+        for (int i = 0; i < HEAD_TILES; i++)
+            *(uint32_t *) (out + i * 8) = pack(st.o[i][2 * r] / sum, st.o[i][2 * r + 1] / sum);
+    }
+}
+
+__device__ __forceinline__ void attend(const hr_cuda_attention &p)
+{
+    __shared__ __align__(128) unsigned char tiles[2 * TILE_BYTES];
+    const uint32_t k_tile = shared_address(tiles);
+    const uint32_t v_tile = k_tile + TILE_BYTES;
+    const unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    const size_t stride = p.n_heads * HEAD, head = (size_t) blockIdx.y * HEAD;
+    const size_t first = (size_t) blockIdx.x * QUERIES;
+    const uint16_t *k = (const uint16_t *) p.k + head, *v = (const uint16_t *) p.v + head;
+    state st;
+
+    copy_rows(k_tile, (const uint16_t *) p.q + head, stride, first, p.n_q, QUERIES);
+    copies_wait();
+    __syncthreads();
+#pragma unroll
+    for (int step = 0; step < HEAD_STEPS; step++)
+        load_matrices(st.q[step],
+                      k_tile + hr_cuda_tile_at(warp * 16 + (lane & 15), step * 2 + (lane >> 4)));
+    __syncthreads();
+    copy_rows(k_tile, k, stride, 0, p.n_k, KEYS);
+
+#pragma unroll
+    for (int i = 0; i < HEAD_TILES; i++)
+        st.o[i][0] = st.o[i][1] = st.o[i][2] = st.o[i][3] = 0.0f;
+    st.m[0] = st.m[1] = -INFINITY;
+    st.sum[0] = st.sum[1] = 0.0f;
+    for (size_t key = 0; key < p.n_k; key += KEYS) {
+        float s[KEY_TILES][4];
+
+        copies_wait();
+        __syncthreads(); /* K is here; the last V has been used by all */
+        copy_rows(v_tile, v, stride, key, p.n_k, KEYS);
+        scores(s, st, k_tile, lane);
+        copies_wait();
+        __syncthreads(); /* V is here; K has been used by all */
+        if (key + KEYS < p.n_k)
+            copy_rows(k_tile, k, stride, key + KEYS, p.n_k, KEYS);
+        else
+            mask(s, p.n_k - key, lane);
+        softmax(s, st);
+        add_values(st, s, v_tile, lane);
+    }
+    write_rows(p, st, first + warp * 16, lane);
+}
+
+#else
+
+__device__ __forceinline__ void attend(const hr_cuda_attention &)
+{
+    __trap(); /* no bf16 before compute capability 8.0; the device refuses it when it is opened */
+}
+
+#endif
+
+__global__ void __launch_bounds__(THREADS) attention_bf16_kernel(hr_cuda_attention p)
+{
+    attend(p);
+}
+
+/* ---- f32 ------------------------------------------------------------------------------------ */
+
+enum {
+    F32_QUERIES = 16,
+    F32_KEYS = 32,
+    F32_THREADS = HEAD,
+    F32_ROW = HEAD + 4,                      /* rows of K lie in different banks  */
+    ROW_THREADS = F32_THREADS / F32_QUERIES, /* that share a query in the softmax */
+    F32_KEYS_EACH = F32_KEYS / ROW_THREADS,
+};
+
+/* In the scores, thread i has query i / 8 and each eighth key; in the sums it has column i of all
+ * queries. */
+__global__ void __launch_bounds__(F32_THREADS) attention_f32_kernel(hr_cuda_attention p)
+{
+    __shared__ float q[F32_QUERIES][F32_ROW], k[F32_KEYS][F32_ROW], v[F32_KEYS][HEAD];
+    __shared__ float probabilities[F32_QUERIES][F32_KEYS + 1], factor[F32_QUERIES];
+    const unsigned i = threadIdx.x, query = i / ROW_THREADS, part = i % ROW_THREADS;
+    const size_t stride = p.n_heads * HEAD, at = (size_t) blockIdx.y * HEAD + i;
+    const size_t first = (size_t) blockIdx.x * F32_QUERIES;
+    float o[F32_QUERIES] = {}, m = -INFINITY, sum = 0.0f;
+
+    for (unsigned r = 0; r < F32_QUERIES; r++)
+        q[r][i] = first + r < p.n_q ? ((const float *) p.q)[(first + r) * stride + at] : 0.0f;
+    for (size_t key = 0; key < p.n_k; key += F32_KEYS) {
+        float s[F32_KEYS_EACH], m_new = m, add = 0.0f;
+
+        __syncthreads(); /* the last tile has been used by all */
+        for (unsigned r = 0; r < F32_KEYS; r++) {
+            const bool is_valid = key + r < p.n_k;
+
+            k[r][i] = is_valid ? ((const float *) p.k)[(key + r) * stride + at] : 0.0f;
+            v[r][i] = is_valid ? ((const float *) p.v)[(key + r) * stride + at] : 0.0f;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < F32_KEYS_EACH; j++) {
+            const unsigned r = part + j * ROW_THREADS;
+            float dot = 0.0f;
+
+            for (int c = 0; c < HEAD; c++)
+                dot += q[query][c] * k[r][c];
+            s[j] = key + r < p.n_k ? dot * SCALE : -INFINITY;
+            m_new = fmaxf(m_new, s[j]);
+        }
+        for (int step = 1; step < ROW_THREADS; step *= 2)
+            m_new = fmaxf(m_new, __shfl_xor_sync(0xffffffffu, m_new, step));
+        const float a = expf(m - m_new);
+
+#pragma unroll
+        for (int j = 0; j < F32_KEYS_EACH; j++) {
+            s[j] = expf(s[j] - m_new);
+            add += s[j];
+            probabilities[query][part + j * ROW_THREADS] = s[j];
+        }
+        m = m_new;
+        sum = sum * a + add;
+        if (part == 0)
+            factor[query] = a;
+        __syncthreads();
+#pragma unroll
+        for (int r = 0; r < F32_QUERIES; r++) {
+            float y = 0.0f;
+
+            for (int j = 0; j < F32_KEYS; j++)
+                y += probabilities[r][j] * v[j][i];
+            o[r] = o[r] * factor[r] + y;
+        }
+    }
+    for (int step = 1; step < ROW_THREADS; step *= 2)
+        sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    __syncthreads();
+    if (part == 0)
+        factor[query] = sum;
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < F32_QUERIES; r++)
+        if (first + r < p.n_q)
+            ((float *) p.out)[(first + r) * stride + at] = o[r] / factor[r];
+}
+
+dim3 grid_of(const struct hr_cuda_attention *p, size_t n_queries)
+{
+    return dim3((unsigned) ((p->n_q + n_queries - 1) / n_queries), (unsigned) p->n_heads);
+}
+
+} // namespace
+
+cudaError_t hr_cuda_attention_bf16(const struct hr_cuda_attention *p, cudaStream_t stream)
+{
+    HR_LAUNCH(attention_bf16_kernel, grid_of(p, QUERIES), THREADS, stream, *p);
+    return cudaGetLastError();
+}
+
+cudaError_t hr_cuda_attention_f32(const struct hr_cuda_attention *p, cudaStream_t stream)
+{
+    HR_LAUNCH(attention_f32_kernel, grid_of(p, F32_QUERIES), F32_THREADS, stream, *p);
+    return cudaGetLastError();
+}

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cuda_math.h -- the CUDA kernels' arithmetic on single values and their indexing, as functions
+ * that the host compiler takes too: tests/gpu/test_cuda_math.c holds them to the specification on
+ * machines without a GPU.
+ */
+#ifndef HR_GPU_CUDA_MATH_H
+#define HR_GPU_CUDA_MATH_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#define HR_HD   static __host__ __device__ __forceinline__
+#define HR_SLOW static __host__ __device__ __noinline__
+#else
+#include <stdbool.h>
+#define HR_HD   static inline
+#define HR_SLOW static inline
+#endif
+
+/* Of weights, for kernels: enum hr_dtype is C's. */
+enum hr_cuda_dtype { HR_CUDA_F32, HR_CUDA_F16, HR_CUDA_BF16, HR_CUDA_E4M3, HR_CUDA_E5M2 };
+
+enum {
+    HR_CUDA_GROUP = 8, /* values that a lane takes at a time */
+    HR_CUDA_LANES = 32,
+};
+
+/* ---- bits --------------------------------------------------------------------------------- */
+
+HR_HD float hr_cuda_float(uint32_t bits)
+{
+    float f;
+
+    memcpy(&f, &bits, sizeof(f));
+    return f;
+}
+
+HR_HD uint32_t hr_cuda_bits(float f)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &f, sizeof(bits));
+    return bits;
+}
+
+HR_HD float hr_cuda_from_bf16(uint32_t h)
+{
+    return hr_cuda_float(h << 16);
+}
+
+/* Nearest, ties to even; NaN stays NaN. */
+HR_HD uint16_t hr_cuda_to_bf16(float f)
+{
+    const uint32_t bits = hr_cuda_bits(f);
+
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t) (bits >> 16 | 0x40);
+    return (uint16_t) ((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+/* ---- weights ------------------------------------------------------------------------------ */
+
+/* How the bits of a dtype become a float: sign, exponent and mantissa move to where a float has
+ * them, and a power of two makes up for the other bias; so subnormals come out right too. From
+ * `special` on a magnitude is infinite or NaN. */
+struct hr_cuda_format {
+    uint32_t size;  /* bytes                                        */
+    uint32_t shift; /* of the magnitude                             */
+    uint32_t sign;  /* of the sign bit                              */
+    uint32_t special;
+    float factor;
+};
+
+HR_HD struct hr_cuda_format hr_cuda_format_make(uint32_t size, uint32_t shift, uint32_t sign,
+                                                uint32_t special, float factor)
+{
+    struct hr_cuda_format f;
+
+    f.size = size;
+    f.shift = shift;
+    f.sign = sign;
+    f.special = special;
+    f.factor = factor;
+    return f;
+}
+
+HR_HD struct hr_cuda_format hr_cuda_format_of(int dtype)
+{
+    switch (dtype) {
+    case HR_CUDA_F32:
+        return hr_cuda_format_make(4, 0, 0, 0xffffffffu, 1.0f);
+    case HR_CUDA_F16:
+        return hr_cuda_format_make(2, 13, 16, 0x7c00, 0x1p112f);
+    case HR_CUDA_BF16:
+        return hr_cuda_format_make(2, 16, 16, 0xffffffffu, 1.0f);
+    case HR_CUDA_E4M3:
+        return hr_cuda_format_make(1, 20, 24, 0x7f, 0x1p120f);
+    default: /* E5M2 */
+        return hr_cuda_format_make(1, 21, 24, 0x7c, 0x1p112f);
+    }
+}
+
+HR_HD float hr_cuda_decode(uint32_t bits, struct hr_cuda_format f)
+{
+    const uint32_t sign = (bits << f.sign) & 0x80000000u;
+    const uint32_t magnitude = bits & (0x7fffffffu >> f.sign);
+    const uint32_t moved = magnitude << f.shift;
+    const float v = magnitude >= f.special ? hr_cuda_float(moved | 0x7f800000u)
+                                           : hr_cuda_float(moved) * f.factor;
+
+    return hr_cuda_float(hr_cuda_bits(v) | sign);
+}
+
+/* n elements at any address, byte by byte. */
+HR_SLOW void hr_cuda_load_bytes(uint32_t *bits, const unsigned char *p, uint32_t size, size_t n)
+{
+    for (size_t i = 0; i < HR_CUDA_GROUP; i++) {
+        bits[i] = 0;
+        for (uint32_t j = 0; j < size && i < n; j++)
+            bits[i] |= (uint32_t) p[i * size + j] << 8 * j;
+    }
+}
+
+/* The group of n (0 to HR_CUDA_GROUP) values at p, the rest 0. Whole groups at aligned addresses
+ * are read in words, the same values either way. */
+HR_HD void hr_cuda_load_group(float *v, const unsigned char *p, struct hr_cuda_format f, size_t n)
+{
+    uint32_t bits[HR_CUDA_GROUP], words[HR_CUDA_GROUP];
+
+    if (n < HR_CUDA_GROUP || (uintptr_t) p % (f.size == 1 ? 8 : 16) != 0) {
+        hr_cuda_load_bytes(words, p, f.size, n);
+        for (int i = 0; i < HR_CUDA_GROUP; i++)
+            bits[i] = words[i];
+    } else if (f.size == 4) {
+        memcpy(bits, __builtin_assume_aligned(p, 16), 32);
+    } else if (f.size == 2) {
+        memcpy(words, __builtin_assume_aligned(p, 16), 16);
+        for (int i = 0; i < HR_CUDA_GROUP; i++)
+            bits[i] = words[i / 2] >> i % 2 * 16 & 0xffff;
+    } else {
+        memcpy(words, __builtin_assume_aligned(p, 8), 8);
+        for (int i = 0; i < HR_CUDA_GROUP; i++)
+            bits[i] = words[i / 4] >> i % 4 * 8 & 0xff;
+    }
+    for (int i = 0; i < HR_CUDA_GROUP; i++)
+        v[i] = hr_cuda_decode(bits[i], f);
+}
+
+/* ---- activations: the values of enum hr_epilogue ------------------------------------------- */
+
+HR_HD float hr_cuda_act_silu(float y)
+{
+    return y / (1.0f + expf(-y));
+}
+
+/* 0.5 (1 + tanh u) is 1 / (1 + exp(-2 u)), which keeps its digits where tanh is near -1. */
+HR_HD float hr_cuda_act_gelu_tanh(float y)
+{
+    return y / (1.0f + expf(-1.5957691216057308f * (y + 0.044715f * y * y * y)));
+}
+
+HR_HD float hr_cuda_act_quick_gelu(float y)
+{
+    return y / (1.0f + expf(-1.702f * y));
+}
+
+/* ---- the epilogue of a linear layer --------------------------------------------------------- */
+
+/* hr_linear's epilogue over the sums of rows t_begin .. t_begin + n_tokens - 1 and columns n_begin
+ * .. n_begin + n_out - 1 of the layer. Pointers are those of the whole layer. */
+struct hr_cuda_epilogue {
+    const float *sums; /* [n_tokens, n_out], rows sums_stride apart */
+    size_t sums_stride;
+    size_t t_begin, n_begin, n_tokens, n_out;
+    const float *w_scale; /* NULL: not scaled */
+    size_t w_scale_stride;
+    const float *bias;
+    int kind; /* enum hr_epilogue: 0 store, 1 GELU, 2 quick-GELU, 3 SiLU, 4 gated residual */
+    void *out;
+    size_t out_stride;
+    bool out_is_bf16;
+    const float *gate;
+    size_t gate_split, gate_stride;
+};
+
+/* Of row t and column n of the part. */
+HR_HD void hr_cuda_epilogue_one(const struct hr_cuda_epilogue *e, size_t t, size_t n)
+{
+    const size_t row = e->t_begin + t, column = e->n_begin + n;
+    const size_t at = row * e->out_stride + column;
+    float y = e->sums[t * e->sums_stride + n];
+
+    if (e->w_scale)
+        y *= e->w_scale[column * e->w_scale_stride];
+    if (e->bias)
+        y += e->bias[column];
+    if (e->kind == 1)
+        y = hr_cuda_act_gelu_tanh(y);
+    else if (e->kind == 2)
+        y = hr_cuda_act_quick_gelu(y);
+    else if (e->kind == 3)
+        y = hr_cuda_act_silu(y);
+    else if (e->kind == 4)
+        y = ((float *) e->out)[at] +
+            e->gate[(row >= e->gate_split ? e->gate_stride : 0) + column] * y;
+    if (e->out_is_bf16)
+        ((uint16_t *) e->out)[at] = hr_cuda_to_bf16(y);
+    else
+        ((float *) e->out)[at] = y;
+}
+
+/* ---- places in the shared memory of attention ------------------------------------------------ */
+
+/* A tile of rows of 128 bf16, 16 chunks of 16 bytes each: where chunk c of a row lies, in bytes.
+ * The low bits of c are mixed with the row's, so that 8 rows of one column of chunks, which a
+ * matrix load takes at a time, lie in different banks. */
+HR_HD unsigned hr_cuda_tile_at(unsigned row, unsigned chunk)
+{
+    return row * 256 + ((chunk ^ (row & 7)) << 4);
+}
+
+#endif /* HR_GPU_CUDA_MATH_H */

@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cuda_rows.cu -- CUDA kernels that work element by element or row by row. Device code first,
+ * launchers below. Loads and stores are scalar where an address may be any multiple of 4.
+ */
+#include "gpu/cuda_device.cuh"
+
+namespace
+{
+
+enum { THREADS = 256, WARPS = THREADS / HR_CUDA_LANES };
+
+__device__ __forceinline__ float warp_sum(float v)
+{
+#pragma unroll
+    for (int step = HR_CUDA_LANES / 2; step > 0; step /= 2)
+        v += __shfl_xor_sync(0xffffffffu, v, step);
+    return v;
+}
+
+/* The sum over all threads, in each of them. `shared` holds WARPS floats. */
+__device__ __forceinline__ float block_sum(float v, float *shared)
+{
+    const unsigned lane = threadIdx.x % HR_CUDA_LANES, warp = threadIdx.x / HR_CUDA_LANES;
+    float sum = 0.0f;
+
+    v = warp_sum(v);
+    __syncthreads(); /* an earlier sum has been read by all */
+    if (lane == 0)
+        shared[warp] = v;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < WARPS; i++)
+        sum += shared[i];
+    return sum;
+}
+
+__device__ __forceinline__ void store(void *out, bool is_bf16, size_t at, float v)
+{
+    if (is_bf16)
+        ((uint16_t *) out)[at] = hr_cuda_to_bf16(v);
+    else
+        ((float *) out)[at] = v;
+}
+
+/* ---- conversion ----------------------------------------------------------------------------- */
+
+__global__ void cast_kernel(struct hr_cuda_cast p)
+{
+    const size_t groups = (p.n_pad + HR_CUDA_GROUP - 1) / HR_CUDA_GROUP;
+    const size_t n = groups * p.n_rows, step = (size_t) gridDim.x * THREADS;
+    const struct hr_cuda_format f = hr_cuda_format_of(p.src_dtype);
+
+    for (size_t i = (size_t) blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
+        const size_t row = i / groups, c = i % groups * HR_CUDA_GROUP;
+        const unsigned char *src =
+            (const unsigned char *) p.src + (row * p.src_stride + c) * f.size;
+        const size_t n_read = c < p.n_in ? min(p.n_in - c, (size_t) HR_CUDA_GROUP) : 0;
+        const size_t n_write = min(p.n_pad - c, (size_t) HR_CUDA_GROUP);
+        const size_t at = row * p.dst_stride + c;
+        float v[HR_CUDA_GROUP];
+
+        hr_cuda_load_group(v, src, f, n_read);
+        if (p.dst_is_bf16 && n_write == HR_CUDA_GROUP && (uintptr_t) p.dst % 16 == 0 &&
+            at % 8 == 0) {
+            uint32_t words[4];
+
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                words[j] = hr_cuda_to_bf16(v[2 * j]) | (uint32_t) hr_cuda_to_bf16(v[2 * j + 1])
+                                                           << 16;
+            *(uint4 *) ((uint16_t *) p.dst + at) =
+                make_uint4(words[0], words[1], words[2], words[3]);
+            continue;
+        }
+#pragma unroll
+        for (unsigned j = 0; j < HR_CUDA_GROUP; j++)
+            if (j < n_write)
+                store(p.dst, p.dst_is_bf16, at + j, v[j]);
+    }
+}
+
+/* ---- linear layers -------------------------------------------------------------------------- */
+
+__global__ void scale_kernel(float *y, size_t stride, size_t n_tokens, size_t n_out,
+                             const float *scale, size_t scale_stride)
+{
+    const size_t n = (size_t) blockIdx.x * THREADS + threadIdx.x;
+
+    for (size_t t = blockIdx.y; n < n_out && t < n_tokens; t += gridDim.y)
+        y[t * stride + n] *= scale[n * scale_stride];
+}
+
+__global__ void epilogue_kernel(struct hr_cuda_epilogue p)
+{
+    const size_t n = (size_t) blockIdx.x * THREADS + threadIdx.x;
+
+    for (size_t t = blockIdx.y; n < p.n_out && t < p.n_tokens; t += gridDim.y)
+        hr_cuda_epilogue_one(&p, t, n);
+}
+
+/* ---- norms ---------------------------------------------------------------------------------- */
+
+/* A block for each token. Differences are taken from a first mean; what that lacks is found with
+ * their squares, so that a mean far from 0 costs no digits. */
+__global__ void layernorm_kernel(struct hr_cuda_layernorm p)
+{
+    __shared__ float shared[WARPS];
+    const size_t t = blockIdx.x, offset = t >= p.split ? p.stride : 0;
+    const float *x = p.x + t * p.width;
+    const float n = (float) p.width;
+    float sum = 0.0f, rest = 0.0f, square = 0.0f;
+
+    for (size_t c = threadIdx.x; c < p.width; c += THREADS)
+        sum += x[c];
+    const float mean = block_sum(sum, shared) / n;
+    for (size_t c = threadIdx.x; c < p.width; c += THREADS) {
+        rest += x[c] - mean;
+        square += (x[c] - mean) * (x[c] - mean);
+    }
+    rest = block_sum(rest, shared) / n;
+    const float variance = block_sum(square, shared) / n - rest * rest;
+    const float factor = 1.0f / sqrtf(variance + 1e-6f);
+    for (size_t c = threadIdx.x; c < p.width; c += THREADS)
+        store(p.out, p.out_is_bf16, t * p.width + c,
+              (x[c] - mean - rest) * factor * (1.0f + p.scale[offset + c]) + p.shift[offset + c]);
+}
+
+/* out may be x: a thread writes what it alone has read, after all have. */
+__global__ void rmsnorm_kernel(float *out, const float *x, const float *gain, size_t width)
+{
+    __shared__ float shared[WARPS];
+    const size_t at = blockIdx.x * width;
+    float square = 0.0f;
+
+    for (size_t c = threadIdx.x; c < width; c += THREADS)
+        square += x[at + c] * x[at + c];
+    const float r = sqrtf(block_sum(square, shared) / (float) width + 1e-6f);
+    for (size_t c = threadIdx.x; c < width; c += THREADS)
+        out[at + c] = x[at + c] / r * gain[c];
+}
+
+/* A warp for each token and head, two pairs for each lane. */
+__global__ void qk_norm_rope_kernel(struct hr_cuda_qk_norm p)
+{
+    const unsigned lane = threadIdx.x % HR_CUDA_LANES;
+    const size_t i = (size_t) blockIdx.x * WARPS + threadIdx.x / HR_CUDA_LANES;
+
+    if (i >= p.n_tokens * p.n_heads) /* the whole warp */
+        return;
+    const float *x = p.x + i * 128 + 4 * lane;
+    const float *cos_sin = p.cos_sin + i / p.n_heads * 128 + 4 * lane;
+    float v[4], square = 0.0f;
+
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        v[j] = x[j];
+        square += v[j] * v[j];
+    }
+    const float r = sqrtf(warp_sum(square) / 128.0f + 1e-6f);
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+        const float a = v[j] / r * p.gain[4 * lane + j];
+        const float b = v[j + 1] / r * p.gain[4 * lane + j + 1];
+        const float c = cos_sin[j], s = cos_sin[j + 1];
+        const size_t at = i * 128 + 4 * lane + j;
+
+        store(p.out, p.out_is_bf16, at, a * c - b * s);
+        store(p.out, p.out_is_bf16, at + 1, a * s + b * c);
+    }
+}
+
+/* ---- the rest ------------------------------------------------------------------------------- */
+
+__global__ void silu_kernel(float *out, const float *x, size_t n)
+{
+    const size_t step = (size_t) gridDim.x * THREADS;
+
+    for (size_t i = (size_t) blockIdx.x * THREADS + threadIdx.x; i < n; i += step)
+        out[i] = hr_cuda_act_silu(x[i]);
+}
+
+__global__ void flag_nonfinite_kernel(uint32_t *flag, const float *x, size_t n)
+{
+    const size_t step = (size_t) gridDim.x * THREADS;
+    bool is_bad = false;
+
+    for (size_t i = (size_t) blockIdx.x * THREADS + threadIdx.x; i < n; i += step)
+        is_bad |= (hr_cuda_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    if (is_bad) /* all that write it write the same */
+        *(volatile uint32_t *) flag = 1;
+}
+
+/* ---- launchers ------------------------------------------------------------------------------ */
+
+/* Blocks for n threads; kernels that step over the grid need no more. */
+unsigned blocks_for(size_t n)
+{
+    const size_t blocks = (n + THREADS - 1) / THREADS;
+
+    return (unsigned) (blocks < 8192 ? blocks : 8192);
+}
+
+/* Columns in x, rows in y, which a kernel steps over. */
+dim3 grid_of(size_t n_rows, size_t n_columns)
+{
+    return dim3((unsigned) ((n_columns + THREADS - 1) / THREADS),
+                (unsigned) (n_rows < 65535 ? n_rows : 65535));
+}
+
+} // namespace
+
+cudaError_t hr_cuda_cast(const struct hr_cuda_cast *p, cudaStream_t stream)
+{
+    const size_t groups = (p->n_pad + HR_CUDA_GROUP - 1) / HR_CUDA_GROUP;
+
+    HR_LAUNCH(cast_kernel, blocks_for(groups * p->n_rows), THREADS, stream, *p);
+    return cudaGetLastError();
+}
+
+cudaError_t hr_cuda_scale(float *y, size_t stride, size_t n_tokens, size_t n_out,
+                          const float *scale, size_t scale_stride, cudaStream_t stream)
+{
+    HR_LAUNCH(scale_kernel, grid_of(n_tokens, n_out), THREADS, stream, y, stride, n_tokens, n_out,
+              scale, scale_stride);
+    return cudaGetLastError();
+}
+
+cudaError_t hr_cuda_epilogue(const struct hr_cuda_epilogue *p, cudaStream_t stream)
+{
+    HR_LAUNCH(epilogue_kernel, grid_of(p->n_tokens, p->n_out), THREADS, stream, *p);
+    return cudaGetLastError();
+}
+
+cudaError_t hr_cuda_layernorm_modulate(const struct hr_cuda_layernorm *p, cudaStream_t stream)
+{
+    HR_LAUNCH(layernorm_kernel, (unsigned) p->n_tokens, THREADS, stream, *p);
+    return cudaGetLastError();
+}
+
+cudaError_t hr_cuda_rmsnorm(float *out, const float *x, const float *gain, size_t n_tokens,
+                            size_t width, cudaStream_t stream)
+{
+    HR_LAUNCH(rmsnorm_kernel, (unsigned) n_tokens, THREADS, stream, out, x, gain, width);
+    return cudaGetLastError();
+}
+
+cudaError_t hr_cuda_qk_norm_rope(const struct hr_cuda_qk_norm *p, cudaStream_t stream)
+{
+    const size_t blocks = (p->n_tokens * p->n_heads + WARPS - 1) / WARPS;
+
+    HR_LAUNCH(qk_norm_rope_kernel, (unsigned) blocks, THREADS, stream, *p);
+    return cudaGetLastError();
+}
+
+cudaError_t hr_cuda_silu(float *out, const float *x, size_t n, cudaStream_t stream)
+{
+    HR_LAUNCH(silu_kernel, blocks_for(n), THREADS, stream, out, x, n);
+    return cudaGetLastError();
+}
+
+cudaError_t hr_cuda_flag_nonfinite(uint32_t *flag, const float *x, size_t n, cudaStream_t stream)
+{
+    if (n == 0)
+        return cudaSuccess;
+    HR_LAUNCH(flag_nonfinite_kernel, blocks_for(n), THREADS, stream, flag, x, n);
+    return cudaGetLastError();
+}

@@ -1,0 +1,494 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* gpu_cuda.c -- an NVIDIA GPU as a device: memory, the two streams, weights in slots.
+ *
+ * Copies of weights run on one stream, operations on the other, and events alone order them: a copy
+ * into a slot comes after the last operation on what lay there, operations after the copy. The
+ * caller's thread waits only for the host memory of a copy, for results, and after uploads.
+ *
+ * What is refused at once is logged and returned; what fails on the device later makes every later
+ * call fail, as the CUDA runtime keeps such errors.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/cuda.h"
+
+enum {
+    SLOTS_BYTES_MAX = 128 << 20,
+    SLOTS_BYTES_MIN = 32 << 20, /* the largest band of a weight */
+    /* What driver and libraries take on the device beside our allocation: an allowance. */
+    CONTEXT_BYTES = 512 << 20,
+    /* Of host memory for driver and libraries: an allowance. */
+    HOST_BYTES = 512 << 20,
+    MAJOR_MIN = 7,
+    MINOR_MIN = 5,
+    MAJOR_BF16 = 8,
+};
+
+int hr_cuda_check(cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess)
+        return 0;
+    (void) cudaGetLastError(); /* it is dealt with: later launches must not find it */
+    hr_log(HR_LOG_ERROR, "cuda: %s: %s", what, cudaGetErrorString(e));
+    return e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
+}
+
+enum hr_cuda_dtype hr_cuda_dtype_of(enum hr_dtype dtype)
+{
+    switch (dtype) {
+    case HR_DTYPE_F32:
+        return HR_CUDA_F32;
+    case HR_DTYPE_F16:
+        return HR_CUDA_F16;
+    case HR_DTYPE_BF16:
+        return HR_CUDA_BF16;
+    case HR_DTYPE_F8_E4M3:
+        return HR_CUDA_E4M3;
+    default:
+        hr_assert(dtype == HR_DTYPE_F8_E5M2);
+        return HR_CUDA_E5M2;
+    }
+}
+
+int hr_cuda_begin(const struct hr_cuda *cuda)
+{
+    if (cuda->cancelled && atomic_load_explicit(cuda->cancelled, memory_order_relaxed))
+        return -ECANCELED;
+    return hr_cuda_check(cudaSetDevice(cuda->ordinal), "device");
+}
+
+/* ---- which device --------------------------------------------------------------------------- */
+
+static int error_count(cudaError_t e, struct hr_error *err)
+{
+    int driver = 0;
+
+    (void) cudaGetLastError();
+    if (e == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess &&
+        driver > 0)
+        return hr_error_set(
+            err, -ENODEV, "cuda: the NVIDIA driver is too old: it has CUDA %d.%d, %d.%d is needed",
+            driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (e == cudaErrorInsufficientDriver)
+        return hr_error_set(err, -ENODEV, "cuda: no NVIDIA driver is installed");
+    if (e == cudaErrorNoDevice)
+        return hr_error_set(err, -ENODEV, "cuda: the driver sees no GPU");
+    return hr_error_set(err, -ENODEV, "cuda: %s", cudaGetErrorString(e));
+}
+
+/* The number behind "cuda:", 0 without one. */
+static int parse_ordinal(const char *device, int n_devices, int *ret_ordinal, struct hr_error *err)
+{
+    const char *colon = device ? strchr(device, ':') : NULL;
+    char printable[64], *end;
+    unsigned long n;
+
+    *ret_ordinal = 0;
+    if (!colon)
+        return 0;
+    n = strtoul(colon + 1, &end, 10);
+    if (colon[1] < '0' || colon[1] > '9' || *end)
+        return hr_error_set(err, -ENODEV, "device \"%s\": expected cuda or cuda:NUMBER",
+                            hr_printable(device, printable, sizeof(printable)));
+    if (n >= (unsigned long) n_devices)
+        return hr_error_set(err, -ENODEV, "device \"%s\": there %s %d, numbered from 0",
+                            hr_printable(device, printable, sizeof(printable)),
+                            n_devices == 1 ? "is" : "are", n_devices);
+    *ret_ordinal = (int) n;
+    return 0;
+}
+
+/* @return 0 or -ENODEV with the reason */
+static int find_device(const struct hr_gpu_params *params, int *ret_ordinal,
+                       struct cudaDeviceProp *ret_prop, struct hr_error *err)
+{
+    int n = 0, r;
+    cudaError_t e = cudaGetDeviceCount(&n);
+
+    if (e == cudaSuccess && n == 0)
+        e = cudaErrorNoDevice;
+    if (e != cudaSuccess)
+        return error_count(e, err);
+    r = parse_ordinal(params->device, n, ret_ordinal, err);
+    if (r < 0)
+        return r;
+    e = cudaGetDeviceProperties(ret_prop, *ret_ordinal);
+    if (e != cudaSuccess)
+        return error_count(e, err);
+    const int major = ret_prop->major, minor = ret_prop->minor;
+
+    if (major < MAJOR_MIN || (major == MAJOR_MIN && minor < MINOR_MIN))
+        return hr_error_set(err, -ENODEV,
+                            "cuda: %.64s has compute capability %d.%d; %d.%d is needed",
+                            ret_prop->name, major, minor, MAJOR_MIN, MINOR_MIN);
+    if (params->act == HR_DTYPE_BF16 && major < MAJOR_BF16)
+        return hr_error_set(
+            err, -ENODEV,
+            "cuda: %.64s (compute capability %d.%d) does not compute in bf16; use --precision f32",
+            ret_prop->name, major, minor);
+    return hr_lt_load(err);
+}
+
+static int cuda_probe(const struct hr_gpu_params *params, struct hr_error *err)
+{
+    struct cudaDeviceProp prop;
+    int ordinal;
+
+    return find_device(params, &ordinal, &prop, err);
+}
+
+/* ---- memory --------------------------------------------------------------------------------- */
+
+static uint64_t arena_bytes_of(const struct hr_gpu_params *params)
+{
+    return hr_align_up(params->arena_bytes, HR_SLOT_ALIGN);
+}
+
+/* As asked for; or as much as helps and the limit leaves. */
+static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
+{
+    const uint64_t others = arena_bytes_of(params) + HR_CUDA_SCRATCH_BYTES + CONTEXT_BYTES;
+    uint64_t left = SLOTS_BYTES_MAX;
+
+    if (params->slot_bytes)
+        return hr_align_up(params->slot_bytes, HR_SLOT_ALIGN);
+    if (params->vram_bytes)
+        left = params->vram_bytes > others ? params->vram_bytes - others : 0;
+    left = hr_align_down(hr_min_u64(left, SLOTS_BYTES_MAX), HR_MIB);
+    return hr_max_u64(left, SLOTS_BYTES_MIN);
+}
+
+static unsigned long long mib(uint64_t bytes)
+{
+    return (unsigned long long) hr_div_ceil(bytes, HR_MIB);
+}
+
+static int cuda_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
+                             struct hr_error *err)
+{
+    const uint64_t arena_bytes = arena_bytes_of(params), slot_bytes = slot_bytes_of(params);
+    const uint64_t total = arena_bytes + slot_bytes + HR_CUDA_SCRATCH_BYTES + CONTEXT_BYTES;
+
+    if (params->vram_bytes && total > params->vram_bytes)
+        return hr_error_set(
+            err, -ENOMEM,
+            "the limit of device memory is %llu MiB, but %llu MiB are needed: activations %llu, "
+            "slots of weights %llu, scratch %llu, driver and libraries %llu; raise the limit or "
+            "use a smaller picture",
+            mib(params->vram_bytes), mib(total), mib(arena_bytes), mib(slot_bytes),
+            mib(HR_CUDA_SCRATCH_BYTES), mib(CONTEXT_BYTES));
+    *ret_bytes = total;
+    return 0;
+}
+
+static uint64_t cuda_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
+                                   size_t n_in_max, size_t n_out_max)
+{
+    (void) params; /* layers are cut into parts of bounded size */
+    (void) n_tokens_max;
+    (void) n_in_max;
+    (void) n_out_max;
+    return HOST_BYTES;
+}
+
+static int take_memory(struct hr_cuda *cuda, const struct hr_gpu_params *params,
+                       struct hr_error *err)
+{
+    const uint64_t arena_bytes = arena_bytes_of(params), slot_bytes = slot_bytes_of(params);
+    size_t free_bytes = 0, total_bytes = 0;
+    const cudaError_t e =
+        cudaMalloc((void **) &cuda->memory, arena_bytes + slot_bytes + HR_CUDA_SCRATCH_BYTES);
+
+    if (e != cudaSuccess) {
+        (void) cudaGetLastError();
+        cudaMemGetInfo(&free_bytes, &total_bytes);
+        return hr_error_set(err, e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO,
+                            "cuda: activations %llu MiB, slots of weights %llu MiB and scratch "
+                            "%llu MiB do not fit in the %llu MiB that are free: %s",
+                            mib(arena_bytes), mib(slot_bytes), mib(HR_CUDA_SCRATCH_BYTES),
+                            (unsigned long long) (free_bytes / HR_MIB), cudaGetErrorString(e));
+    }
+    unsigned char *at = cuda->memory;
+
+    cuda->gpu.arena = at;
+    cuda->gpu.arena_bytes = arena_bytes;
+    cuda->slot_memory = at += arena_bytes;
+    hr_slots_init(&cuda->slots, slot_bytes);
+    cuda->sums = (float *) (void *) (at += slot_bytes);
+    cuda->cast = at += HR_CUDA_SUMS_BYTES;
+    cuda->low = at += HR_CUDA_CAST_BYTES;
+    cuda->packed = at += HR_CUDA_LOW_BYTES;
+    at += HR_CUDA_PACKED_BYTES; /* cuBLASLt's workspace */
+    return hr_lt_open(&cuda->lt, at, HR_CUDA_WORKSPACE_BYTES, err);
+}
+
+/* ---- open and close ------------------------------------------------------------------------- */
+
+static void cuda_close(struct hr_gpu *gpu)
+{
+    struct hr_cuda *cuda = (struct hr_cuda *) gpu;
+
+    cudaSetDevice(cuda->ordinal);
+    if (cuda->computes)
+        cudaStreamSynchronize(cuda->computes);
+    if (cuda->copies)
+        cudaStreamSynchronize(cuda->copies);
+    hr_lt_close(&cuda->lt);
+    for (size_t i = 0; i < HR_SLOTS_MAX; i++) {
+        if (cuda->copied[i])
+            cudaEventDestroy(cuda->copied[i]);
+        if (cuda->used[i])
+            cudaEventDestroy(cuda->used[i]);
+    }
+    if (cuda->computes)
+        cudaStreamDestroy(cuda->computes);
+    if (cuda->copies)
+        cudaStreamDestroy(cuda->copies);
+    if (cuda->memory)
+        cudaFree(cuda->memory);
+    (void) cudaGetLastError();
+    free(cuda);
+}
+
+static int make_queues(struct hr_cuda *cuda)
+{
+    const unsigned flags = cudaEventDisableTiming;
+    int r =
+        hr_cuda_check(cudaStreamCreateWithFlags(&cuda->copies, cudaStreamNonBlocking), "stream");
+
+    if (r == 0)
+        r = hr_cuda_check(cudaStreamCreateWithFlags(&cuda->computes, cudaStreamNonBlocking),
+                          "stream");
+    for (size_t i = 0; i < HR_SLOTS_MAX && r == 0; i++) {
+        r = hr_cuda_check(cudaEventCreateWithFlags(&cuda->copied[i], flags), "event");
+        if (r == 0)
+            r = hr_cuda_check(cudaEventCreateWithFlags(&cuda->used[i], flags), "event");
+    }
+    return r;
+}
+
+static int set_up(struct hr_cuda *cuda, const struct hr_gpu_params *params, struct hr_error *err)
+{
+    int r = take_memory(cuda, params, err);
+
+    if (r == 0)
+        r = make_queues(cuda);
+    if (r == 0)
+        r = hr_cuda_check(
+            cudaMemsetAsync(cuda->gpu.arena, 0, cuda->gpu.arena_bytes, cuda->computes), "zeros");
+    if (r == 0)
+        r = hr_cuda_check(cudaStreamSynchronize(cuda->computes), "start");
+    return r < 0 ? hr_error_set(err, r, "cuda: the device cannot be set up") : 0;
+}
+
+static int cuda_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
+                     struct hr_error *err)
+{
+    struct cudaDeviceProp prop;
+    struct hr_cuda *cuda;
+    uint64_t bytes;
+    int ordinal, r = find_device(params, &ordinal, &prop, err);
+
+    if (r == 0)
+        r = cuda_device_bytes(params, &bytes, err);
+    if (r < 0)
+        return r;
+    cuda = calloc(1, sizeof(*cuda));
+    if (!cuda)
+        return hr_error_set(err, -ENOMEM, "cuda: no memory");
+    cuda->ordinal = ordinal;
+    cuda->cancelled = params->cancelled;
+    r = hr_cuda_check(cudaSetDevice(ordinal), "device");
+    r = r < 0 ? hr_error_set(err, r, "cuda: device %d cannot be used", ordinal)
+              : set_up(cuda, params, err);
+    if (r < 0) {
+        cuda_close(&cuda->gpu);
+        return r;
+    }
+    cuda->gpu.fns = &hr_device_cuda;
+    cuda->gpu.act = params->act;
+    snprintf(cuda->gpu.name, sizeof(cuda->gpu.name), "cuda:%d (%.40s, sm_%d%d, cuBLASLt %u.%u)",
+             ordinal, prop.name, prop.major, prop.minor, hr_lt_version(cuda->lt) / 10000,
+             hr_lt_version(cuda->lt) / 100 % 100);
+    *ret_gpu = &cuda->gpu;
+    return 0;
+}
+
+static int cuda_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
+{
+    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
+    cudaError_t e = cudaSetDevice(cuda->ordinal);
+
+    if (e == cudaSuccess)
+        e = cudaHostRegister(base, size_bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+    if (e == cudaSuccess)
+        return 0;
+    (void) cudaGetLastError();
+    hr_log(HR_LOG_INFO, "cuda: host memory is not registered, copies are slower: %s",
+           cudaGetErrorString(e));
+    return e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
+}
+
+static void cuda_unregister_host(struct hr_gpu *gpu, void *base)
+{
+    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
+
+    cudaSetDevice(cuda->ordinal);
+    cudaStreamSynchronize(cuda->copies);
+    hr_cuda_check(cudaHostUnregister(base), "host memory");
+}
+
+/* ---- copies --------------------------------------------------------------------------------- */
+
+static int cuda_sync(struct hr_gpu *gpu)
+{
+    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
+    int r = hr_cuda_check(cudaSetDevice(cuda->ordinal), "device");
+
+    if (r == 0)
+        r = hr_cuda_check(cudaStreamSynchronize(cuda->copies), "copies");
+    if (r == 0)
+        r = hr_cuda_check(cudaStreamSynchronize(cuda->computes), "operations");
+    return r;
+}
+
+static int copy(const struct hr_cuda *cuda, void *dst, const void *src, size_t size_bytes,
+                const char *what)
+{
+    int r = hr_cuda_check(cudaSetDevice(cuda->ordinal), "device");
+
+    if (r == 0)
+        r = hr_cuda_check(cudaMemcpyAsync(dst, src, size_bytes, cudaMemcpyDefault, cuda->computes),
+                          what);
+    if (r == 0)
+        r = hr_cuda_check(cudaStreamSynchronize(cuda->computes), what);
+    return r;
+}
+
+/* After all earlier operations, which may read what was there; the source is free on return. */
+static int cuda_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes)
+{
+    return copy((const struct hr_cuda *) gpu, dst, src_host, size_bytes, "upload");
+}
+
+static int cuda_download(struct hr_gpu *gpu, void *dst_host, const void *src, size_t size_bytes)
+{
+    return copy((const struct hr_cuda *) gpu, dst_host, src, size_bytes, "download");
+}
+
+/* ---- weights -------------------------------------------------------------------------------- */
+
+/* Room for a slot: the copy stream, not the caller, waits until what lay there has been used. */
+static int take_slot(struct hr_cuda *cuda, size_t size_bytes, uint64_t *ret_offset,
+                     uint64_t *ret_ticket)
+{
+    if (size_bytes > cuda->slots.size_bytes) {
+        hr_log(HR_LOG_ERROR, "cuda: a weight of %llu MiB does not fit into slots of %llu MiB",
+               mib(size_bytes), mib(cuda->slots.size_bytes));
+        return -ENOMEM;
+    }
+    while (!hr_slots_take(&cuda->slots, size_bytes, ret_offset, ret_ticket)) {
+        const size_t i = cuda->slots.oldest % HR_SLOTS_MAX;
+
+        if (cuda->is_staged[i]) {
+            hr_log(HR_LOG_ERROR, "cuda: the weights in use leave no room for %llu MiB more",
+                   mib(size_bytes));
+            return -ENOMEM;
+        }
+        hr_slots_pop(&cuda->slots);
+        const int r = hr_cuda_check(cudaStreamWaitEvent(cuda->copies, cuda->used[i], 0), "wait");
+
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int cuda_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,
+                      size_t size_bytes)
+{
+    struct hr_cuda *cuda = (struct hr_cuda *) gpu;
+    uint64_t offset, ticket;
+    int r = hr_cuda_check(cudaSetDevice(cuda->ordinal), "device");
+
+    if (r == 0)
+        r = take_slot(cuda, size_bytes, &offset, &ticket);
+    if (r < 0)
+        return r;
+    const size_t i = ticket % HR_SLOTS_MAX;
+
+    r = hr_cuda_check(cudaMemcpyAsync(cuda->slot_memory + offset, host, size_bytes,
+                                      cudaMemcpyHostToDevice, cuda->copies),
+                      "copy of a weight");
+    if (r == 0)
+        r = hr_cuda_check(cudaEventRecord(cuda->copied[i], cuda->copies), "event");
+    if (r == 0)
+        r = hr_cuda_check(cudaStreamWaitEvent(cuda->computes, cuda->copied[i], 0), "wait");
+    if (r < 0) {
+        cudaStreamSynchronize(cuda->copies); /* the host's bytes are the caller's again */
+        return r;
+    }
+    cuda->is_staged[i] = true;
+    *ret_weight = (struct hr_gpu_weight){.data = cuda->slot_memory + offset, .ticket = ticket};
+    return 0;
+}
+
+static void cuda_unstage(struct hr_gpu *gpu, const struct hr_gpu_weight *weight)
+{
+    struct hr_cuda *cuda = (struct hr_cuda *) gpu;
+    const size_t i = weight->ticket % HR_SLOTS_MAX;
+
+    /* Should it fail, so will all that follows. */
+    if (hr_cuda_check(cudaSetDevice(cuda->ordinal), "device") == 0)
+        hr_cuda_check(cudaEventRecord(cuda->used[i], cuda->computes), "event");
+    cuda->is_staged[i] = false;
+}
+
+/* Of a place used by a later slot since, the later copy is asked for: copies are done in order.
+ * After a failure nothing reads the host's bytes any more. */
+static bool cuda_host_is_free(struct hr_gpu *gpu, const struct hr_gpu_weight *weight, bool wait)
+{
+    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
+    const cudaEvent_t event = cuda->copied[weight->ticket % HR_SLOTS_MAX];
+    cudaError_t e = cudaSetDevice(cuda->ordinal);
+
+    if (e == cudaSuccess)
+        e = wait ? cudaEventSynchronize(event) : cudaEventQuery(event);
+    if (e == cudaErrorNotReady) {
+        (void) cudaGetLastError();
+        return false;
+    }
+    hr_cuda_check(e, "copy of a weight");
+    return true;
+}
+
+/* ---- table ---------------------------------------------------------------------------------- */
+
+const struct hr_device_fns hr_device_cuda = {
+    .name = "cuda",
+    .takes_number = true,
+    .probe = cuda_probe,
+    .open = cuda_open,
+    .close = cuda_close,
+    .scratch_bytes = cuda_scratch_bytes,
+    .device_bytes = cuda_device_bytes,
+    .register_host = cuda_register_host,
+    .unregister_host = cuda_unregister_host,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .sync = cuda_sync,
+    .stage = cuda_stage,
+    .unstage = cuda_unstage,
+    .host_is_free = cuda_host_is_free,
+    .linear = hr_cuda_linear,
+    .layernorm_modulate = hr_cuda_op_layernorm_modulate,
+    .rmsnorm = hr_cuda_op_rmsnorm,
+    .qk_norm_rope = hr_cuda_op_qk_norm_rope,
+    .attention = hr_cuda_op_attention,
+    .silu = hr_cuda_op_silu,
+    .flag_nonfinite = hr_cuda_op_flag_nonfinite,
+    .to_f32 = hr_cuda_op_to_f32,
+};

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cuda_fake.c -- as much of CUDA's runtime and of products by cuBLASLt as the device uses, on the
+ * host: for tests of all that is ours on machines without a GPU. Streams do their work at once.
+ *
+ * HEADRACE_TEST_DRIVER: none, old or empty, as cudaGetDeviceCount() finds it; 7.5: a device of that
+ * compute capability.
+ */
+#include <cuda_runtime_api.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/common.h"
+#include "gpu/cuda_lt.h"
+
+static bool is_driver(const char *name)
+{
+    const char *driver = getenv("HEADRACE_TEST_DRIVER");
+
+    return driver && strcmp(driver, name) == 0;
+}
+
+/* ---- devices -------------------------------------------------------------------------------- */
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    *count = 1;
+    if (is_driver("none") || is_driver("old"))
+        return cudaErrorInsufficientDriver;
+    return is_driver("empty") ? cudaErrorNoDevice : cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = is_driver("none") ? 0 : 11040;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
+{
+    memset(prop, 0, sizeof(*prop));
+    memcpy(prop->name, "played", 7);
+    prop->major = is_driver("7.5") ? 7 : 8;
+    prop->minor = is_driver("7.5") ? 5 : 0;
+    return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    return error == cudaErrorMemoryAllocation ? "out of memory" : "an error";
+}
+
+/* ---- memory --------------------------------------------------------------------------------- */
+
+cudaError_t cudaMalloc(void **ret, size_t size)
+{
+    *ret = size < SIZE_MAX / 4 ? aligned_alloc(256, hr_align_up(size, 256)) : NULL;
+    if (*ret)
+        memset(*ret, 0xff, size < 4096 ? size : 4096);
+    return *ret ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
+{
+    *free_bytes = *total_bytes = (size_t) 1 << 30;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostRegister(void *p, size_t size, unsigned int flags)
+{
+    (void) flags;
+    return p && size ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaHostUnregister(void *p)
+{
+    return p ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size, enum cudaMemcpyKind kind,
+                            cudaStream_t stream)
+{
+    (void) kind;
+    (void) stream;
+    memcpy(dst, src, size);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream)
+{
+    (void) stream;
+    memset(p, value, size);
+    return cudaSuccess;
+}
+
+/* ---- streams and events: names only --------------------------------------------------------- */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned int flags)
+{
+    (void) flags;
+    *ret = malloc(1);
+    return *ret ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    free(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    return stream ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int flags)
+{
+    (void) flags;
+    return stream && event ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *ret, unsigned int flags)
+{
+    (void) flags;
+    *ret = malloc(1);
+    return *ret ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    free(event);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    return stream && event ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    return event ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    return cudaEventQuery(event);
+}
+
+/* ---- products ------------------------------------------------------------------------------- */
+
+struct hr_lt {
+    int unused;
+};
+
+int hr_lt_load(struct hr_error *err)
+{
+    (void) err;
+    return 0;
+}
+
+int hr_lt_open(struct hr_lt **ret_lt, void *workspace, size_t workspace_bytes, struct hr_error *err)
+{
+    *ret_lt = calloc(1, sizeof(**ret_lt));
+    if (!*ret_lt)
+        return hr_error_set(err, -12, "no memory");
+    memset(workspace, 0xff, workspace_bytes);
+    return 0;
+}
+
+void hr_lt_close(struct hr_lt **lt)
+{
+    free(*lt);
+    *lt = NULL;
+}
+
+unsigned hr_lt_version(const struct hr_lt *lt)
+{
+    (void) lt;
+    return 0;
+}
+
+static float value_at(const void *p, bool is_bf16, size_t i)
+{
+    uint32_t bits;
+    float v;
+
+    if (!is_bf16)
+        return ((const float *) p)[i];
+    bits = (uint32_t) ((const uint16_t *) p)[i] << 16;
+    memcpy(&v, &bits, sizeof(v));
+    return v;
+}
+
+/* What cuda_lt.h asks of callers is checked here. */
+int hr_lt_run(struct hr_lt *lt, const struct hr_lt_product *p, const void *x, const void *w,
+              float *c, cudaStream_t stream)
+{
+    const size_t size = p->is_bf16 ? 2 : 4;
+
+    hr_assert(lt && stream);
+    hr_assert(((uintptr_t) x | (uintptr_t) w | (uintptr_t) c) % HR_LT_ALIGN == 0);
+    hr_assert(p->n_in * size % HR_LT_ALIGN == 0 && p->c_stride * 4 % HR_LT_ALIGN == 0);
+    hr_assert(p->x_stride * size % HR_LT_ALIGN == 0 && p->w_stride * size % HR_LT_ALIGN == 0);
+    hr_assert(p->x_stride >= p->n_in && p->w_stride >= p->n_in && p->c_stride >= p->n_out);
+    for (size_t t = 0; t < p->n_tokens; t++)
+        for (size_t n = 0; n < p->n_out; n++) {
+            float *y = &c[t * p->c_stride + n];
+            double sum = p->accumulate ? (double) *y : 0.0;
+
+            for (size_t k = 0; k < p->n_in; k++)
+                sum += (double) value_at(x, p->is_bf16, t * p->x_stride + k) *
+                       (double) value_at(w, p->is_bf16, n * p->w_stride + k);
+            *y = (float) sum;
+        }
+    return 0;
+}
