@@ -60,7 +60,7 @@ struct cli_options {
     struct hr_lora_file loras[HR_LORA_FILES_MAX];
     uint32_t n_loras;
     const char *output, *manifest, *trace, *states, *resume, *device, *io, *cache_dir, *prefix;
-    uint64_t ram_bytes, ring_bytes, block_bytes;
+    uint64_t ram_bytes, vram_bytes, ring_bytes, block_bytes;
     uint64_t depth, n_threads, n_layers, n_repeat;
     uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
         header_pad_bytes;

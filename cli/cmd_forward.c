@@ -28,6 +28,7 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o)
         .stream = cli_stream_params(o),
         .device = o->device,
         .ram_bytes = o->ram_bytes,
+        .vram_bytes = o->vram_bytes,
         .n_threads = (uint32_t) o->n_threads,
         .precision = (enum hr_precision) o->precision,
         .activation = (enum hr_activation) o->activation,

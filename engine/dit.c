@@ -125,6 +125,7 @@ static struct hr_gpu_params gpu_params_of(struct hr_dit *dit, const struct hr_di
         .device = params->device,
         .act = dit->act,
         .n_threads = params->n_threads,
+        .vram_bytes = params->vram_bytes,
         .arena_bytes = dit->budget.arena_bytes,
         .cancelled = &dit->cancelled,
     };
@@ -175,6 +176,7 @@ static void predict(struct hr_dit *dit, const struct hr_dit_params *params)
         .resident_bytes = dit->resident.size_bytes,
         .mods_bytes = dit->stats.mods_bytes,
         .mods_spilled = dit->stats.mods_spilled,
+        .device_memory_bytes = dit->budget.device_bytes,
     };
 }
 
@@ -350,6 +352,17 @@ static int take_mods(struct hr_dit *dit, const struct hr_dit_params *params, str
                             hr_dit_mods_memory_max(params), params->spill_dir, err);
 }
 
+/* Where that fails copies are slower, which the device has said. */
+static void register_ring(struct hr_dit *dit)
+{
+    void *base;
+    size_t n_bytes;
+
+    hr_stream_ring(dit->stream, &base, &n_bytes);
+    if (hr_gpu_register_host(dit->gpu, base, n_bytes) == 0)
+        dit->registered = base;
+}
+
 /* Everything that takes memory, in the order device, arena, resident weights, ring. */
 static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err)
 {
@@ -379,10 +392,17 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
            "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu, "
            "resident weights %llu",
            mib(budget->process_bytes),
-           mib(budget->arena_bytes + budget->host_bytes + budget->mods_bytes),
+           mib((budget->device_bytes ? 0 : budget->arena_bytes) + budget->host_bytes +
+               budget->mods_bytes),
            mib(budget->scratch_bytes), mib(budget->ring_bytes), mib(dit->resident.size_bytes));
+    if (budget->device_bytes)
+        hr_log(HR_LOG_INFO, "memory of the device: %llu MiB, activations %llu MiB of it",
+               mib(budget->device_bytes), mib(budget->arena_bytes));
     log_bytes(&dit->stats.predicted);
-    return hr_stream_open(&dit->stream, dit->checkpoint, &stream_params, err);
+    r = hr_stream_open(&dit->stream, dit->checkpoint, &stream_params, err);
+    if (r == 0)
+        register_ring(dit);
+    return r;
 }
 
 /* The plan of the first pass, then, when weights stay, that of the others, which is shorter. */
@@ -487,6 +507,10 @@ void hr_dit_close(struct hr_dit **dit)
 
     if (!d)
         return;
+    if (d->gpu) /* copies out of the ring and the resident weights may still be under way */
+        hr_gpu_sync(d->gpu);
+    if (d->registered)
+        hr_gpu_unregister_host(d->gpu, d->registered);
     hr_stream_close(&d->stream);
     hr_gpu_close(&d->gpu);
     hr_resident_uninit(&d->resident);

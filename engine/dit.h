@@ -207,6 +207,8 @@ int hr_feed_end(struct hr_feed *feed, int r, struct hr_error *err);
 /* Memory of a run, in the order in which it is spoken for. */
 struct hr_dit_budget {
     uint64_t process_bytes; /* held before the model was opened */
+    uint64_t
+        device_bytes; /* of a device's own memory, arena included; 0: the arena is host memory */
     uint64_t arena_bytes, host_bytes, mods_bytes, trace_bytes, scratch_bytes;
     uint64_t ring_bytes;
     uint64_t keep_bytes;     /* of weights that must stay, filled in      */
@@ -260,6 +262,7 @@ struct hr_dit {
     enum hr_dtype act;
     bool timestep_rounding;
     struct hr_gpu *gpu;
+    void *registered; /* the stream's ring, where the device knows it */
     struct hr_stream *stream;
     struct hr_feed feed;
     struct hr_dit_budget budget;

@@ -96,7 +96,9 @@ static int check_available(uint64_t bytes, struct hr_error *err)
 
 uint64_t hr_dit_budget_total(const struct hr_dit_budget *b)
 {
-    return b->process_bytes + b->arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes +
+    const uint64_t arena_bytes = b->device_bytes ? 0 : b->arena_bytes;
+
+    return b->process_bytes + arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes +
            b->scratch_bytes + b->ring_bytes + SLACK_BYTES;
 }
 
@@ -107,6 +109,10 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
     const uint64_t D = dit->model.width;
     const uint64_t ring_min = hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan);
     const uint64_t useful = hr_max_u64(plan_bytes(&dit->model), ring_min);
+    const int r = hr_gpu_device_bytes(gpu_params, &b->device_bytes, err);
+
+    if (r < 0)
+        return r;
     char kept[80] = "";
 
     b->scratch_bytes = hr_gpu_scratch_bytes(gpu_params, max_tokens(dit), 4 * D, 6 * D);
@@ -159,6 +165,7 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
         "the limit or use a smaller picture",
         mib(params->ram_bytes), mib(fixed + ring_min), mib(b->process_bytes + SLACK_BYTES),
         dit->stats.lora_bytes ? " and LoRAs" : "",
-        mib(b->arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes), mib(b->scratch_bytes),
-        mib(ring_min), kept);
+        mib((b->device_bytes ? 0 : b->arena_bytes) + b->host_bytes + b->mods_bytes +
+            b->trace_bytes),
+        mib(b->scratch_bytes), mib(ring_min), kept);
 }

@@ -369,6 +369,11 @@ void hr_stream_interrupt(struct hr_stream *stream)
     hr_reader_interrupt(stream->reader);
 }
 
+void hr_stream_ring(const struct hr_stream *stream, void **ret_base, size_t *ret_bytes)
+{
+    hr_reader_ring(stream->reader, ret_base, ret_bytes);
+}
+
 void hr_stream_close(struct hr_stream **stream)
 {
     struct hr_stream_stats stats;

@@ -14,4 +14,7 @@ uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32
 uint64_t hr_stream_trace_events(const struct hr_tensor *const *tensors, uint32_t n,
                                 uint32_t block_bytes);
 
+/* The ring of an open stream, which lasts until it is closed. */
+void hr_stream_ring(const struct hr_stream *stream, void **ret_base, size_t *ret_bytes);
+
 #endif /* HR_STREAM_H */

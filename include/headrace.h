@@ -498,9 +498,12 @@ enum hr_onload_dtype {
 /* All zero: the library's choice. */
 struct hr_dit_params {
     struct hr_stream_params stream;
-    const char *device; /* "cpu", NULL or "auto"                                            */
-    uint64_t ram_bytes; /* upper bound on the whole process: code, ring, activations; 0: what the
-                           inputs need and a ring of 192 MiB                                */
+    const char *device;  /* "cpu", "cuda", "cuda:1"; NULL or "auto": a GPU that can be used, or
+                            the CPU                                                          */
+    uint64_t ram_bytes;  /* upper bound on the whole process: code, ring, activations; 0: what the
+                            inputs need and a ring of 192 MiB                                */
+    uint64_t vram_bytes; /* upper bound on the memory of a GPU, an allowance for driver and
+                            libraries included; 0: what the inputs need */
     uint64_t resident_max_bytes; /* of weights kept in memory between passes, out of what ram_bytes
                            leaves; 0: all that it leaves                                    */
     enum hr_onload_dtype onload_dtype;
@@ -549,9 +552,10 @@ struct hr_dit_prediction {
     uint64_t run_bytes;         /* in all                                                    */
     uint64_t peak_memory_bytes; /* of the process, at most                                   */
     uint64_t ring_bytes, activation_bytes;
-    uint64_t resident_bytes; /* weights that stay in memory from the first forward on     */
-    uint64_t mods_bytes;     /* modulation vectors                                        */
-    bool mods_spilled;       /* they go to a temporary file                               */
+    uint64_t resident_bytes;      /* weights that stay in memory from the first forward on     */
+    uint64_t mods_bytes;          /* modulation vectors                                        */
+    bool mods_spilled;            /* they go to a temporary file                               */
+    uint64_t device_memory_bytes; /* of a GPU, at most; 0: computing takes none                */
 };
 
 struct hr_dit_stats {

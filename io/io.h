@@ -86,6 +86,9 @@ struct hr_reader;
 int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_params *params,
                      struct hr_error *err);
 
+/* The ring, for devices that copy out of it: memory to be registered with them. */
+void hr_reader_ring(const struct hr_reader *reader, void **ret_base, size_t *ret_bytes);
+
 /* Nothing was given yet, or all of it has been handed out and given back. */
 bool hr_reader_at_rest(const struct hr_reader *reader);
 

@@ -225,6 +225,12 @@ void hr_reader_destroy(struct hr_reader **reader_ptr)
         free(reader);
 }
 
+void hr_reader_ring(const struct hr_reader *reader, void **ret_base, size_t *ret_bytes)
+{
+    *ret_base = reader->ring.base;
+    *ret_bytes = (size_t) reader->ring.size_bytes;
+}
+
 uint64_t hr_reader_ring_bytes_min(const struct hr_read_range *ranges, uint32_t n)
 {
     uint64_t cover_bytes = 0;

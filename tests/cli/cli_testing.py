@@ -14,6 +14,7 @@ HEADRACE = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 else "headrace"
 
 def environment(**extra):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HEADRACE", "HF_"))}
+    env["CUDA_VISIBLE_DEVICES"] = ""  # tests are of the CPU device, also on machines with a GPU
     env.update(extra)
     return env
 

@@ -6,6 +6,7 @@
  * compute capability.
  */
 #include <cuda_runtime_api.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -178,7 +179,7 @@ int hr_lt_open(struct hr_lt **ret_lt, void *workspace, size_t workspace_bytes, s
 {
     *ret_lt = calloc(1, sizeof(**ret_lt));
     if (!*ret_lt)
-        return hr_error_set(err, -12, "no memory");
+        return hr_error_set(err, -ENOMEM, "no memory");
     memset(workspace, 0xff, workspace_bytes);
     return 0;
 }

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that must be seen on a machine with an NVIDIA GPU, in one call of less than ten minutes.
+
+usage: gpu_acceptance.py BUILD_FOLDER [--libs FOLDER]... [--work FOLDER] [--vram SIZE] [--quick]
+
+Needs python3 alone, and a build folder made with tests and CUDA, which may have been copied from another
+machine: libraries that are missing here can be carried along in folders named by --libs. cuBLASLt is looked
+for by the program itself, in those folders, and in the nvidia packages of any python3 here. Prints a table and
+exits 1 when a check failed. Without a GPU it says so and skips them: exit 0.
+
+    tests    the bodies of tests/gpu on the GPU, and the golden values in f32 (1e-4) and bf16 (1e-2)
+    bits     two runs give the same bits, and so do other slots and block sizes
+    rates    host to device, products and attention, as shares of a large square product
+    forward  1024x1024 on blocks of the real width: time, reading and copying at once, and the memory that
+             the driver reports against --vram
+"""
+import argparse
+import glob
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+LIMIT_S = 570
+BLOCKS = 2
+
+
+class Run:
+    def __init__(self, args):
+        self.args = args
+        self.begin = time.monotonic()
+        self.rows = []
+        self.env = dict(os.environ, HEADRACE_DEVICE="cuda")
+        folders = list(args.libs) + nvidia_folders() + [os.environ.get("LD_LIBRARY_PATH", "")]
+        self.env["LD_LIBRARY_PATH"] = ":".join(folder for folder in folders if folder)
+
+    def path(self, *parts):
+        return os.path.join(self.args.build, *parts)
+
+    def left(self):
+        return max(5, LIMIT_S - (time.monotonic() - self.begin))
+
+    def command(self, *words, **env):
+        """(exit code, stdout, last lines of stderr and stdout)"""
+        try:
+            p = subprocess.run([str(word) for word in words], env=dict(self.env, **env), capture_output=True,
+                               text=True, timeout=self.left(), check=False)
+        except subprocess.TimeoutExpired:
+            return 124, "", "no time left"
+        except OSError as e:
+            return 127, "", str(e)
+        lines = (p.stdout + p.stderr).strip().split("\n")
+        return p.returncode, p.stdout, " | ".join(lines[-3:])
+
+    def row(self, name, result, text=""):
+        self.rows.append((name, result, text))
+        print(f"{result:5} {name:44} {text}"[:200], flush=True)
+
+    def check(self, name, code, good, bad):
+        self.row(name, "ok" if code == 0 else "FAIL", good if code == 0 else f"exit {code}: {bad}")
+
+
+def nvidia_folders():
+    """Folders of pip's nvidia packages that hold cuBLASLt."""
+    found = []
+    for pattern in ("/usr/lib/python3*/**/nvidia", "/usr/local/lib/python3*/*-packages/nvidia",
+                    "/opt/*/lib/python3*/site-packages/nvidia", os.path.expanduser("~/.local/lib/python3*/"
+                                                                                   "site-packages/nvidia")):
+        for folder in glob.glob(pattern):
+            found += glob.glob(os.path.join(folder, "*", "lib", "libcublasLt.so.1*"))
+    try:
+        text = subprocess.run(["python3", "-c", "import nvidia; print(list(nvidia.__path__)[0])"],
+                              capture_output=True, text=True, check=False, timeout=60).stdout.strip()
+        found += glob.glob(os.path.join(text, "*", "lib", "libcublasLt.so.1*")) if text else []
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    return list(dict.fromkeys(os.path.dirname(path) for path in found))
+
+
+TESTS = ["tests/gpu/test_gpu_cuda", "tests/gpu/test_gpu_rows", "tests/gpu/test_gpu_linear",
+         "tests/gpu/test_gpu_attention", "tests/engine/test_golden", "tests/engine/test_dit",
+         "tests/engine/test_dit_lora", "tests/engine/test_dit_scales", "tests/engine/test_denoise"]
+
+
+def tests(run):
+    for test in TESTS:
+        code, out, tail = run.command(run.path(test))
+        figures = " ".join(line.split("relative RMS ")[1] for line in out.split("\n") if "relative RMS " in line)
+        run.check(os.path.basename(test), code, f"relative RMS {figures}" if figures else "", tail)
+
+
+def bench(run):
+    code, out, tail = run.command(run.path("bench/bench_gpu"))
+    if code:
+        return run.check("rates", code, "", tail)
+    lines = [json.loads(line) for line in out.strip().split("\n")]
+    peak = next((line["tflops"] for line in lines if line.get("name", "").startswith("square")), None)
+    for line in lines[1:]:
+        if "gbps" in line:
+            run.row(line["name"], "ok", f"{line['gbps']} GB/s")
+        else:
+            run.row(line["name"], "ok", f"{line['tflops']} TFLOP/s, {100 * line['tflops'] / peak:.0f} % of square")
+
+
+class Watch(threading.Thread):
+    """The most memory that the driver reports as used, and what was used before."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.before, self.peak, self.stop = self.used(), 0, False
+
+    @staticmethod
+    def used():
+        try:
+            out = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"],
+                                 capture_output=True, text=True, check=False, timeout=20).stdout
+            return int(out.strip().split("\n")[0])
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            return 0
+
+    def run(self):
+        while not self.stop:
+            self.peak = max(self.peak, self.used())
+            time.sleep(0.02)
+
+
+def forward(run, work):
+    headrace, model, inputs = run.path("cli/headrace"), os.path.join(work, "model"), os.path.join(work, "in.safetensors")
+    code, _, tail = run.command(headrace, "synth", model, "--layers", BLOCKS)
+    if code == 0:
+        code, _, tail = run.command(headrace, "inputs", model, "--width", 1024, "--height", 1024, "--text-tokens", 100,
+                                    "--output", inputs)
+    if code:
+        return run.check("a model to run", code, "", tail)
+    outputs = []
+    for name, options in (("forward 1024x1024", []), ("again", []), ("ring 96 MiB, blocks 1 MiB",
+                                                                     ["--ring", "96MiB", "--block-size", "1MiB"])):
+        output, watch = os.path.join(work, f"out{len(outputs)}.safetensors"), Watch()
+        watch.start()
+        code, out, tail = run.command(headrace, "forward", model, "--inputs", inputs, "--output", output, "--json",
+                                      "--timestep", 750, "--vram", run.args.vram, *options)
+        watch.stop = True
+        watch.join()
+        if code:
+            run.check(name, code, "", tail)
+            continue
+        with open(output, "rb") as f:
+            outputs.append(f.read())
+        text = f"{time_of(out)}, driver reports {watch.peak - watch.before} MiB more than before"
+        fits = watch.peak - watch.before <= mib(run.args.vram)
+        run.row(name, "ok" if fits or not watch.peak else "FAIL", f"{text}; --vram {run.args.vram}")
+    if len(outputs) > 1:
+        same = all(output == outputs[0] for output in outputs)
+        run.row(f"{len(outputs)} runs give the same bits", "ok" if same else "FAIL")
+
+
+def mib(size):
+    for unit, factor in (("GiB", 1024), ("MiB", 1)):
+        if size.endswith(unit):
+            return float(size[:-3]) * factor
+    sys.exit(f"--vram {size}: expected MiB or GiB")
+
+
+def time_of(out):
+    try:
+        stats = json.loads(out.strip().split("\n")[-1])
+        return f"{stats['wall_s']:.3f} s, disk {stats['disk_gbps']:.2f} GB/s while copying and computing"
+    except (ValueError, KeyError, TypeError):
+        return "done"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("build")
+    parser.add_argument("--libs", action="append", default=[], metavar="FOLDER")
+    parser.add_argument("--work", help="where a model of 1.5 GB is made (default: a temporary folder)")
+    parser.add_argument("--vram", default="2GiB")
+    parser.add_argument("--quick", action="store_true", help="no model, no forward")
+    run = Run(parser.parse_args())
+    n_checks = len(TESTS) + 9 + (0 if run.args.quick else 4)
+    code, _, tail = run.command(run.path("tests/gpu/test_gpu_cuda"))
+    if code == 77:
+        print(f"no GPU: {n_checks} checks skipped ({tail.split('skipped: ')[-1]})")
+        return 0
+    print(f"{code and 'a' or 'the'} device answers; libraries from {run.env['LD_LIBRARY_PATH'] or 'the system'}")
+    tests(run)
+    bench(run)
+    if not run.args.quick:
+        with tempfile.TemporaryDirectory(dir=run.args.work) as work:
+            forward(run, work)
+    failed = [row for row in run.rows if row[1] != "ok"]
+    print(f"{len(run.rows) - len(failed)} passed, {len(failed)} failed, {time.monotonic() - run.begin:.0f} s")
+    return 1 if failed else 0
+
+
+sys.exit(main())
