@@ -103,7 +103,8 @@ def bench(run):
         if "gbps" in line:
             run.row(line["name"], "ok", f"{line['gbps']} GB/s")
         else:
-            run.row(line["name"], "ok", f"{line['tflops']} TFLOP/s, {100 * line['tflops'] / peak:.0f} % of square")
+            share = 100 * line["tflops"] / peak
+            run.row(line["name"], "ok", f"{line['tflops']} TFLOP/s, {share:.0f} % of square")
 
 
 class Watch(threading.Thread):
@@ -129,7 +130,8 @@ class Watch(threading.Thread):
 
 
 def forward(run, work):
-    headrace, model, inputs = run.path("cli/headrace"), os.path.join(work, "model"), os.path.join(work, "in.safetensors")
+    headrace, model = run.path("cli/headrace"), os.path.join(work, "model")
+    inputs = os.path.join(work, "in.safetensors")
     code, _, tail = run.command(headrace, "synth", model, "--layers", BLOCKS)
     if code == 0:
         code, _, tail = run.command(headrace, "inputs", model, "--width", 1024, "--height", 1024, "--text-tokens", 100,
