@@ -169,7 +169,7 @@ def mib(size):
 
 def time_of(out):
     try:
-        stats = json.loads(out.strip().split("\n")[-1])
+        stats = json.loads(out)
         return f"{stats['wall_s']:.3f} s, disk {stats['disk_gbps']:.2f} GB/s while copying and computing"
     except (ValueError, KeyError, TypeError):
         return "done"
