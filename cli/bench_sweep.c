@@ -10,8 +10,7 @@
 #include "cli/bench.h"
 
 #define MIB               (1u << 20)
-#define RING_BYTES        (192u * MIB) /* the library's default */
-#define BESIDE_RING_BYTES (48u * MIB)  /* code, headers, this program's own lists */
+#define BESIDE_RING_BYTES (48u * MIB) /* code, headers, this program's own lists */
 
 /* Bytes in flight are what counts; the block size matters little beyond 1 MiB. */
 static const struct bench_setting few[] = {
@@ -130,7 +129,7 @@ int bench_open_stream(struct hr_stream **ret_stream, const struct cli_options *o
     struct hr_stream_params params = cli_stream_params(o);
 
     if (o->ram_bytes > 0) {
-        const uint64_t ring = params.ring_bytes ? params.ring_bytes : RING_BYTES;
+        const uint64_t ring = params.ring_bytes ? params.ring_bytes : HR_RING_BYTES_DEFAULT;
 
         if (o->ram_bytes < BESIDE_RING_BYTES + MIB)
             return cli_error(

@@ -3,6 +3,7 @@
  *
  *   main.c         verbs, dispatch, help
  *   options.c      the table of options, parsing, messages for what is wrong
+ *   help.c         an option in words; manual.c the manual page; both from tables.h
  *   cmd_*.c        one verb each
  *   inputs.c       tensor files in
  *   loras.c        LoRA files in
@@ -35,12 +36,21 @@ enum cli_verb_bit {
     CLI_PLAN = 1 << 7,
     CLI_BENCH = 1 << 8,
     CLI_TUNE = 1 << 9,
+    CLI_COMPLETION = 1 << 30,                /* has no model */
     CLI_COMPUTE = CLI_FORWARD | CLI_DENOISE, /* those that run the model        */
     CLI_RUN = CLI_COMPUTE | CLI_PLAN,        /* those that take a run's options */
     CLI_MEASURE = CLI_BENCH | CLI_TUNE,
     /* those that read a model and do not run it */
     CLI_READ = CLI_CHECKSUM | CLI_VERIFY | CLI_MEASURE,
     CLI_ALL = CLI_RUN | CLI_READ | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
+};
+
+/* Of options that were not given. */
+enum {
+    CLI_STEPS_DEFAULT = 30,
+    CLI_PIXELS_DEFAULT = 256, /* width and height */
+    CLI_TEXT_TOKENS_DEFAULT = 5,
+    CLI_QUADS_DEFAULT = 12,
 };
 
 enum { CLI_PATHS_MAX = 256 };
@@ -92,6 +102,7 @@ int cli_verify(const struct cli_options *o);
 int cli_plan(const struct cli_options *o);
 int cli_bench(const struct cli_options *o);
 int cli_tune(const struct cli_options *o);
+int cli_completion(const struct cli_options *o);
 
 /* Fill in *err unless something has failed before; returns code, a negative errno. */
 int cli_error(struct hr_error *err, int code, const char *format, ...)
@@ -121,7 +132,7 @@ struct cli_tensors_wanted {
     uint32_t h, w;      /* of a target without `latents`; 0: latents must be in the file  */
 };
 
-/* Read `latents`, `reference.N`, `prompt_emb` and so on; see "Inputs" in the README. */
+/* Read `latents`, `reference.N`, `prompt_emb` and so on; see "Inputs" in docs/formats.md. */
 int cli_tensors_read(struct cli_tensors *ret_tensors, const char *path,
                      const struct cli_tensors_wanted *wanted, struct hr_error *err);
 void cli_tensors_free(struct cli_tensors *tensors);

@@ -14,7 +14,7 @@
 
 #include "cli/bench.h"
 
-enum { QUADS_DEFAULT = 12, QUADS_FOR_A_CLAIM = 12, QUADS_MAX = 1000, SWEEP_TURNS = 3 };
+enum { QUADS_FOR_A_CLAIM = 12, QUADS_MAX = 1000, SWEEP_TURNS = 3 };
 
 static const double SWEEP_WINDOW_S = 0.25;
 static const double WINDOW_MIN_S = 0.05, WINDOW_MAX_S = 0.4;
@@ -97,8 +97,8 @@ static void choose_settings(struct bench *b)
 
     if (b->o->block_bytes || b->o->depth) {
         b->ours = (struct bench_setting){
-            b->o->block_bytes ? (uint32_t) b->o->block_bytes : 4 << 20,
-            b->o->depth ? (uint32_t) b->o->depth : 16,
+            b->o->block_bytes ? (uint32_t) b->o->block_bytes : HR_BLOCK_BYTES_DEFAULT,
+            b->o->depth ? (uint32_t) b->o->depth : HR_DEPTH_DEFAULT,
         };
         b->ours_why = "as given";
     } else if (hr_tuning_load(b->model, &tuning, NULL, NULL) == 1) {
@@ -191,7 +191,7 @@ static int pair_of_quads(struct bench *b, struct hr_error *err)
 static double leg_seconds(const struct bench *b)
 {
     const double left_s = 0.9 * TIME_MAX_S - (now_s() - b->begin_s);
-    const double each_s = left_s / (8.0 * QUADS_DEFAULT) - 0.75 * FIO_START_S;
+    const double each_s = left_s / (8.0 * CLI_QUADS_DEFAULT) - 0.75 * FIO_START_S;
 
     if (b->o->n_quads > 0 || !b->has_fio || each_s > WINDOW_MAX_S)
         return WINDOW_MAX_S;
@@ -466,7 +466,7 @@ int cli_bench(const struct cli_options *o)
         return cli_fail(&err);
     }
     b->o = o;
-    b->n_wanted = o->n_quads ? (uint32_t) o->n_quads : QUADS_DEFAULT;
+    b->n_wanted = o->n_quads ? (uint32_t) o->n_quads : CLI_QUADS_DEFAULT;
     b->begin_s = now_s();
     cli_catch_signals();
     r = run_all(b, &err);

@@ -38,7 +38,7 @@ static void on_step(void *user, const struct hr_denoise_step *step)
 
 static uint32_t steps_wanted(const struct cli_options *o)
 {
-    return o->n_steps ? (uint32_t) o->n_steps : 30;
+    return o->n_steps ? (uint32_t) o->n_steps : CLI_STEPS_DEFAULT;
 }
 
 static float or_zero(double value)

@@ -39,12 +39,12 @@ static int take_pictures(struct plan *plan, struct hr_error *err)
     first->inputs = (struct hr_dit_inputs){
         .n_images = 1 + (uint32_t) o->n_references,
         .n_targets = 1,
-        .n_text = o->n_text ? (uint32_t) o->n_text : 5,
+        .n_text = o->n_text ? (uint32_t) o->n_text : CLI_TEXT_TOKENS_DEFAULT,
     };
     for (uint32_t i = 0; i < first->inputs.n_images; i++)
         first->inputs.images[i] = (struct hr_latent){
-            .h = (uint32_t) (o->height ? o->height : 256) / 8,
-            .w = (uint32_t) (o->width ? o->width : 256) / 8,
+            .h = (uint32_t) (o->height ? o->height : CLI_PIXELS_DEFAULT) / 8,
+            .w = (uint32_t) (o->width ? o->width : CLI_PIXELS_DEFAULT) / 8,
         };
     first->n_negative = (uint32_t) o->n_negative;
     first->negative_emb = o->n_negative ? &unread : NULL;

@@ -94,12 +94,14 @@ static void make(struct made *m, const char *name, const char *seed_name, uint32
 
 static int write_inputs(const struct cli_options *o, uint32_t joint_dim, struct hr_error *err)
 {
-    const uint64_t h = (o->height ? o->height : 256) / 8, w = (o->width ? o->width : 256) / 8;
+    const uint64_t h = (o->height ? o->height : CLI_PIXELS_DEFAULT) / 8;
+    const uint64_t w = (o->width ? o->width : CLI_PIXELS_DEFAULT) / 8;
     struct made m = {0};
     int r;
 
     make(&m, "latents", "latent", 3, h, w, 1.7);
-    make(&m, "prompt_emb", "prompt", 2, o->n_text ? o->n_text : 5, joint_dim, 3.0);
+    make(&m, "prompt_emb", "prompt", 2, o->n_text ? o->n_text : CLI_TEXT_TOKENS_DEFAULT, joint_dim,
+         3.0);
     if (o->n_negative)
         make(&m, "negative_prompt_emb", "negative", 2, o->n_negative, joint_dim, 3.0);
     for (uint64_t i = 0; i < o->n_references; i++) {

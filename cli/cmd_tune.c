@@ -21,7 +21,7 @@ enum { TURNS_FIRST = 3, FINALISTS = 4 };
 static const double WINDOW_S = 0.25;
 static const double SPREAD_MAX = 0.2; /* half of the interval of what is stored, as a share */
 
-static const struct bench_setting standard = {4 * MIB, 16};
+static const struct bench_setting standard = {HR_BLOCK_BYTES_DEFAULT, HR_DEPTH_DEFAULT};
 
 struct tune {
     const struct cli_options *o;

@@ -4,14 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cli/cli.h"
+#include "cli/tables.h"
 
-static const struct verb {
-    const char *name;
-    unsigned bit;
-    int (*run)(const struct cli_options *o);
-    const char *usage, *summary;
-} verbs[] = {
+static const struct verb verbs[] = {
     {"forward", CLI_FORWARD, cli_forward,
      "MODEL --inputs in.safetensors --timestep 750 --output out.safetensors",
      "one forward pass of the DiT, its weights streamed from disk"},
@@ -34,9 +29,36 @@ static const struct verb {
      "a manifest of checksums, to standard output or a file"},
     {"verify", CLI_VERIFY, cli_verify, "MODEL --manifest manifest.json",
      "compare a model with a manifest: each damaged tensor by name and place"},
+    {"completion", CLI_COMPLETION, cli_completion, "bash|zsh|fish",
+     "print the completions of a shell, for those that are not installed"},
 };
 
 static const size_t n_verbs = sizeof(verbs) / sizeof(verbs[0]);
+
+const struct verb *cli_verb_table(size_t *ret_n)
+{
+    *ret_n = n_verbs;
+    return verbs;
+}
+
+const char *cli_verb_names(unsigned bits, char *buf, size_t buf_bytes)
+{
+    size_t len = 0, n_left = 0;
+
+    for (size_t i = 0; i < n_verbs; i++)
+        n_left += (verbs[i].bit & bits) != 0;
+    buf[0] = '\0';
+    for (size_t i = 0; i < n_verbs && len < buf_bytes; i++) {
+        if (!(verbs[i].bit & bits))
+            continue;
+        n_left--;
+        len += (size_t) snprintf(buf + len, buf_bytes - len, "%s%s", verbs[i].name,
+                                 n_left == 0   ? ""
+                                 : n_left == 1 ? " and "
+                                               : ", ");
+    }
+    return buf;
+}
 
 volatile int cli_interrupted;
 static void (*volatile interrupt_function)(void *object);
@@ -94,6 +116,17 @@ static void print_verb_help(const struct verb *verb)
     cli_print_options(verb->bit);
 }
 
+static int refuse_verb(const char *name)
+{
+    const char *near = cli_nearest(name, verbs, n_verbs, sizeof(verbs[0]));
+    char names[256];
+
+    if (near)
+        return cli_usage("no verb is called %s; did you mean %s; see headrace --help", name, near);
+    return cli_usage("no verb is called %s; there are %s; see headrace --help", name,
+                     cli_verb_names(~0u, names, sizeof(names)));
+}
+
 static void log_line(void *user, enum hr_log_level level, const char *message)
 {
     static const char *const names[] = {"error: ", "warning: ", "", ""};
@@ -120,15 +153,15 @@ int main(int argc, char **argv)
         printf("headrace %s\n", hr_version());
         return cli_flush();
     }
+    if (strcmp(argv[1], "--print-man") == 0) { /* for the build */
+        cli_print_manual();
+        return cli_flush();
+    }
     for (size_t i = 0; i < n_verbs; i++)
         if (strcmp(argv[1], verbs[i].name) == 0)
             verb = &verbs[i];
-    if (!verb) {
-        const char *near = cli_nearest(argv[1], verbs, n_verbs, sizeof(verbs[0]));
-
-        return cli_usage("no verb is called %s%s%s; see headrace --help", argv[1],
-                         near ? "; did you mean " : "", near ? near : "");
-    }
+    if (!verb)
+        return refuse_verb(argv[1]);
     r = cli_parse(&options, verb->bit, verb->name, argc - 2, argv + 2);
     if (r != CLI_OK)
         return r;
@@ -136,7 +169,7 @@ int main(int argc, char **argv)
         print_verb_help(verb);
         return cli_flush();
     }
-    if (options.n_paths == 0)
+    if (options.n_paths == 0 && verb->bit != CLI_COMPLETION)
         return cli_usage("%s needs a MODEL; see headrace %s --help", verb->name, verb->name);
 
     hr_log_set(log_line, NULL,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* options.c -- one table of options; parsing, help and messages all come from it. */
+/* options.c -- one table of options; parsing, messages and all in tables.h come from it. */
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -8,21 +8,7 @@
 #include <string.h>
 #include <strings.h>
 
-#include "cli/cli.h"
-
-enum kind { FLAG, SIZE, COUNT, NUMBER, TEXT, LIST, LORA, CHOICE };
-
-struct option {
-    const char *name;
-    enum kind kind;
-    size_t member;
-    unsigned verbs;
-    uint64_t min, max;   /* SIZE, COUNT */
-    const char *choices; /* CHOICE: "a|b|c", the value is the index */
-    const char *arg, *help;
-};
-
-#define MEMBER(m) offsetof(struct cli_options, m)
+#include "cli/tables.h"
 
 static const struct option options[] = {
     {"--inputs", LIST, MEMBER(inputs), CLI_RUN, 0, 0, NULL, "FILE",
@@ -30,13 +16,13 @@ static const struct option options[] = {
     {"--timestep", NUMBER, MEMBER(timestep), CLI_FORWARD, 0, 0, NULL, "T",
      "sigma * 1000, from 0 to 1000"},
     {"--steps", COUNT, MEMBER(n_steps), CLI_DENOISE | CLI_PLAN, 1, 1000, NULL, "N",
-     "default 30; plan: as denoise with so many, without it one forward"},
+     "default @; plan: as denoise with so many, without it one forward"},
     {"--cfg-scale", NUMBER, MEMBER(cfg_scale), CLI_DENOISE | CLI_PLAN, 0, 0, NULL, "S",
-     "guidance, where the inputs have a negative_prompt_emb (default 4; 1: none)"},
+     "guidance, where the inputs have a negative_prompt_emb (default @; 1: none)"},
     {"--cfg-norm", FLAG, MEMBER(cfg_norm), CLI_DENOISE, 0, 0, NULL, NULL,
      "scale guided tokens back to the positive prediction's norm, as diffusers does"},
     {"--schedule", CHOICE, MEMBER(schedule), CLI_DENOISE, 0, 0, "dynamic|lightning", NULL,
-     "of sigmas (default dynamic; lightning: for the 4 and 8 step LoRAs)"},
+     "of sigmas (default @; lightning: for the 4 and 8 step LoRAs)"},
     {"--mu", NUMBER, MEMBER(mu), CLI_DENOISE, 0, 0, NULL, "MU",
      "shift of the dynamic schedule (default: as the picture's size says)"},
     {"--strength", NUMBER, MEMBER(strength), CLI_DENOISE, 0, 0, NULL, "S",
@@ -54,34 +40,33 @@ static const struct option options[] = {
     {"--manifest", TEXT, MEMBER(manifest), CLI_VERIFY | CLI_COMPUTE, 0, 0, NULL, "FILE",
      "what headrace checksum made"},
     {"--verify", CHOICE, MEMBER(verify), CLI_COMPUTE, 0, 0, "first|always|off", NULL,
-     "compare weights with --manifest as they stream by (default first, with a manifest)"},
-    {"--device", TEXT, MEMBER(device), CLI_RUN | CLI_BENCH, 0, 0, NULL, "NAME",
-     "auto, cpu, cuda, cuda:N (default auto: a GPU that can be used, or the CPU)"},
+     "compare weights with --manifest as they stream by (default @, with a manifest)"},
+    {"--device", TEXT, MEMBER(device), CLI_RUN | CLI_BENCH, 0, 0, NULL, "auto|cpu|cuda|cuda:N",
+     "what computes (default auto: a GPU that can be used, or the CPU)"},
     {"--ram", SIZE, MEMBER(ram_bytes), CLI_RUN | CLI_MEASURE, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "bound on all memory of the process, such as 400MiB"},
     {"--vram", SIZE, MEMBER(vram_bytes), CLI_RUN, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "bound on the memory taken of a GPU, such as 2GiB"},
     {"--states", TEXT, MEMBER(states), CLI_RUN, 0, 0, NULL, "FILE",
-     "table (JSON) of weights that stay in memory or are streamed; see the README"},
+     "table (JSON) of weights that stay in memory or are streamed; see docs/memory.md"},
     {"--ring", SIZE, MEMBER(ring_bytes), CLI_RUN | CLI_READ, 1 << 20, UINT64_MAX, NULL, "SIZE",
-     "memory for weights in flight (default 192MiB, or what --ram leaves)"},
-    {"--io", TEXT, MEMBER(io), CLI_RUN | CLI_READ, 0, 0, NULL, "NAME",
-     "auto, io_uring, libaio, pread (default auto)"},
+     "memory for weights in flight (default @, or what --ram leaves)"},
+    {"--io", TEXT, MEMBER(io), CLI_RUN | CLI_READ, 0, 0, NULL, "auto|io_uring|libaio|pread",
+     "how the disk is read (default auto: the first that works)"},
     {"--direct", CHOICE, MEMBER(direct), CLI_RUN | CLI_READ, 0, 0, "auto|on|off", NULL,
-     "O_DIRECT (default auto)"},
+     "O_DIRECT (default @)"},
     {"--block-size", SIZE, MEMBER(block_bytes), (CLI_RUN | CLI_READ) & ~CLI_TUNE, 64 << 10,
-     32 << 20, NULL, "SIZE",
-     "bytes of one read, a power of two (default: as tune found, else 4MiB)"},
+     32 << 20, NULL, "SIZE", "bytes of one read, a power of two (default: as tune found, else @)"},
     {"--iodepth", COUNT, MEMBER(depth), (CLI_RUN | CLI_READ) & ~CLI_TUNE, 1, 1024, NULL, "N",
-     "reads in flight (default: as tune found, else 16)"},
+     "reads in flight (default: as tune found, else @)"},
     {"--io-timeout", COUNT, MEMBER(io_timeout), CLI_RUN | CLI_READ, 0, 86400, NULL, "SECONDS",
-     "give up when the disk answers no read for so long (default 120; 0: wait)"},
+     "give up when the disk answers no read for so long (default @; 0: wait)"},
     {"--no-huge-pages", FLAG, MEMBER(small_pages), CLI_RUN | CLI_READ, 0, 0, NULL, NULL,
      "a ring of 4 KiB pages (default: huge ones as far as there are any)"},
     {"--quads", COUNT, MEMBER(n_quads), CLI_BENCH, 1, 1000, NULL, "N",
-     "comparisons of four readings each (default 12, in at most 2 minutes)"},
+     "comparisons of four readings each (default @, in at most 2 minutes)"},
     {"--order", CHOICE, MEMBER(bench_order), CLI_BENCH, 0, 0, "file|pass", NULL,
-     "read as the bytes lie in the files, or as a forward asks for them (default file)"},
+     "read as the bytes lie in the files, or as a forward asks for them (default @)"},
     {"--sweep", FLAG, MEMBER(sweep), CLI_BENCH, 0, 0, NULL, NULL,
      "measure and print the whole grid of block sizes and depths"},
     {"--plot", TEXT, MEMBER(plot), CLI_BENCH, 0, 0, NULL, "FILE",
@@ -89,9 +74,9 @@ static const struct option options[] = {
     {"--threads", COUNT, MEMBER(n_threads), CLI_RUN | CLI_BENCH, 1, 256, NULL, "N",
      "compute threads (default: the CPUs this process may use)"},
     {"--precision", CHOICE, MEMBER(precision), CLI_RUN | CLI_BENCH, 0, 0, "bf16|f32", NULL,
-     "inputs of matrix products (default bf16)"},
+     "inputs of matrix products (default @)"},
     {"--activation", CHOICE, MEMBER(activation), CLI_RUN | CLI_BENCH, 0, 0, "gelu_tanh|quick_gelu",
-     NULL, "of the MLPs (default gelu_tanh, the model's own)"},
+     NULL, "of the MLPs (default @, the model's own)"},
     {"--onload-dtype", CHOICE, MEMBER(onload_dtype), CLI_RUN, 0, 0, "model|fp8", NULL,
      "fp8: lossy; weights that stay in memory are rounded to it, so that more fit in --ram"},
     {"--lora", LORA, MEMBER(loras), CLI_RUN, 0, 0, NULL, "FILE[:STRENGTH]",
@@ -99,13 +84,13 @@ static const struct option options[] = {
     {"--lora-mode", CHOICE, MEMBER(lora_mode), CLI_RUN, 0, 0, "runtime|merged", NULL,
      "beside the weights, exact (default), or added to them as pipelines that fuse do"},
     {"--timestep-rounding", CHOICE, MEMBER(timestep_rounding), CLI_RUN, 0, 0, "off|bf16", NULL,
-     "round the timestep as bf16 pipelines do (default off)"},
+     "round the timestep as bf16 pipelines do (default @)"},
     {"--zero-cond-t", FLAG, MEMBER(zero_cond_t_on), CLI_RUN, 0, 0, NULL, NULL,
      "Edit-2511: references at timestep 0 (default: as the model's config says)"},
     {"--no-zero-cond-t", FLAG, MEMBER(zero_cond_t_off), CLI_RUN, 0, 0, NULL, NULL,
      "not, whatever the config says"},
     {"--layers", COUNT, MEMBER(n_layers), CLI_RUN | CLI_MEASURE | CLI_INSPECT | CLI_SYNTH, 1, 10000,
-     NULL, "N", "only the first N blocks; synth: blocks of the model (60)"},
+     NULL, "N", "only the first N blocks; synth: blocks of the model (@)"},
     {"--repeat", COUNT, MEMBER(n_repeat), CLI_FORWARD, 1, 1000000, NULL, "N",
      "run N forwards in a row, reading across their borders (default 1)"},
     {"--per-block", FLAG, MEMBER(per_block), CLI_FORWARD, 0, 0, NULL, NULL,
@@ -113,28 +98,28 @@ static const struct option options[] = {
     {"--streamed", FLAG, MEMBER(streamed), CLI_INSPECT, 0, 0, NULL, NULL,
      "list the tensors in the order in which a forward streams them"},
     {"--width", COUNT, MEMBER(width), CLI_INPUTS | CLI_DENOISE | CLI_PLAN, 16, 8192, NULL, "PIXELS",
-     "default 256"},
+     "of the picture (default @; denoise: that of the latents)"},
     {"--height", COUNT, MEMBER(height), CLI_INPUTS | CLI_DENOISE | CLI_PLAN, 16, 8192, NULL,
-     "PIXELS", "default 256"},
+     "PIXELS", "of the picture (default @; denoise: that of the latents)"},
     {"--text-tokens", COUNT, MEMBER(n_text), CLI_INPUTS | CLI_PLAN, 1, 65536, NULL, "N",
-     "default 5"},
+     "of the prompt (default @)"},
     {"--negative-tokens", COUNT, MEMBER(n_negative), CLI_INPUTS | CLI_PLAN, 1, 65536, NULL, "N",
      "of a negative prompt (default: none)"},
     {"--references", COUNT, MEMBER(n_references), CLI_INPUTS | CLI_PLAN, 0, HR_IMAGES_MAX - 1, NULL,
      "N", "reference images of the same size (default 0)"},
     {"--heads", COUNT, MEMBER(n_heads), CLI_SYNTH, 1, 1024, NULL, "N",
-     "attention heads of 128 (default 24)"},
+     "attention heads of 128 (default @)"},
     {"--joint-dim", COUNT, MEMBER(joint_dim), CLI_SYNTH, 1, 65536, NULL, "N",
-     "width of the prompt embedding (default 3584)"},
+     "width of the prompt embedding (default @)"},
     {"--dtype", CHOICE, MEMBER(dtype), CLI_SYNTH, 0, 0, "bf16|f16|f32|f8_e4m3|f8_e5m2", NULL,
-     "of all tensors (default bf16)"},
+     "of all tensors (default @)"},
     {"--shards", COUNT, MEMBER(n_shards), CLI_SYNTH, 1, 1000, NULL, "N",
      "files (default: about 5 GB each, as published)"},
     {"--zero-cond-t", FLAG, MEMBER(zero_cond_t), CLI_SYNTH, 0, 0, NULL, NULL,
      "config.json of an Edit-2511 model"},
     {"--layered", FLAG, MEMBER(layered), CLI_SYNTH, 0, 0, NULL, NULL, "a layered model"},
     {"--order", CHOICE, MEMBER(order), CLI_SYNTH, 0, 0, "name|reverse|shuffle", NULL,
-     "of the tensors in the files (default name)"},
+     "of the tensors in the files (default @)"},
     {"--header-pad", COUNT, MEMBER(header_pad_bytes), CLI_SYNTH, 0, 1 << 20, NULL, "BYTES",
      "spaces after the header: odd ones give tensors at odd addresses"},
     {"--prefix", TEXT, MEMBER(prefix), CLI_SYNTH, 0, 0, NULL, "TEXT",
@@ -146,10 +131,10 @@ static const struct option options[] = {
     {"--quiet", FLAG, MEMBER(quiet), CLI_ALL, 0, 0, NULL, NULL,
      "neither progress nor notes, errors only"},
     {"--verbose", FLAG, MEMBER(verbose), CLI_ALL, 0, 0, NULL, NULL, "more about each step"},
-    {"--help", FLAG, MEMBER(help), CLI_ALL, 0, 0, NULL, NULL, "this text"},
+    {"--help", FLAG, MEMBER(help), CLI_ALL | CLI_COMPLETION, 0, 0, NULL, NULL, "this text"},
 };
 
-static const size_t n_options = sizeof(options) / sizeof(options[0]);
+enum { N_OPTIONS = sizeof(options) / sizeof(options[0]) };
 
 /* ---- nearest word ----------------------------------------------------------------------- */
 
@@ -276,6 +261,29 @@ static bool parse_number(const char *text, double *ret_value)
     return end != text && *end == '\0';
 }
 
+enum { WORD_BYTES = 64, WORDS_MAX = 16 };
+
+/* "a|b|c" is not one of these words: say so, and which one was meant. */
+static int refuse_choice(const struct option *opt, const char *text)
+{
+    char words[WORDS_MAX][WORD_BYTES];
+    const char *list[WORDS_MAX], *c = opt->choices;
+    size_t n = 0;
+
+    while (c && n < WORDS_MAX) {
+        const int len = (int) strcspn(c, "|");
+
+        snprintf(words[n], WORD_BYTES, "%.*s", len, c);
+        list[n] = words[n];
+        n++;
+        c = c[len] ? c + len + 1 : NULL;
+    }
+    const char *near = cli_nearest(text, list, n, sizeof(list[0]));
+
+    return cli_usage("%s: \"%s\" is not one of %s%s%s", opt->name, text, opt->choices,
+                     near ? "; did you mean " : "", near ? near : "");
+}
+
 static bool parse_choice(const char *text, const char *choices, unsigned *ret_index)
 {
     const size_t n = strlen(text);
@@ -353,7 +361,7 @@ static int set_value(struct cli_options *o, const struct option *opt, const char
         break;
     case CHOICE:
         if (!parse_choice(text, opt->choices, member))
-            return cli_usage("%s: \"%s\" is not one of %s", opt->name, text, opt->choices);
+            return refuse_choice(opt, text);
         break;
     }
     return CLI_OK;
@@ -361,19 +369,39 @@ static int set_value(struct cli_options *o, const struct option *opt, const char
 
 /* ---- the command line ------------------------------------------------------------------- */
 
-/* The entry of `name` (n bytes) for this verb; else an entry of another verb; else NULL. */
-static const struct option *find(const char *name, size_t n, unsigned verb)
+/* The entry of `name` for this verb, or NULL. *ret_verbs: all verbs that have one of this name. */
+static const struct option *find(const char *name, unsigned verb, unsigned *ret_verbs)
 {
-    const struct option *other = NULL;
+    const struct option *found = NULL;
 
-    for (size_t i = 0; i < n_options; i++) {
-        if (strlen(options[i].name) != n || strncmp(options[i].name, name, n) != 0)
+    *ret_verbs = 0;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (strcmp(options[i].name, name) != 0)
             continue;
         if (options[i].verbs & verb)
-            return &options[i];
-        other = &options[i];
+            found = &options[i];
+        *ret_verbs |= options[i].verbs;
     }
-    return other;
+    return found;
+}
+
+/* No option of this verb is called so. */
+static int refuse_option(const char *name, unsigned verb, const char *verb_name, unsigned verbs)
+{
+    const char *names[N_OPTIONS];
+    char others[WORD_BYTES * 4];
+    size_t n = 0;
+
+    if (verbs)
+        return cli_usage("%s is not an option of %s, but of %s; see headrace %s --help", name,
+                         verb_name, cli_verb_names(verbs, others, sizeof(others)), verb_name);
+    for (size_t i = 0; i < N_OPTIONS; i++)
+        if (options[i].verbs & verb)
+            names[n++] = options[i].name;
+    const char *near = cli_nearest(name, names, n, sizeof(names[0]));
+
+    return cli_usage("no option is called %s%s%s; see headrace %s --help", name,
+                     near ? "; did you mean " : "", near ? near : "", verb_name);
 }
 
 /* One option at argv[*i], as "--name value" or "--name=value". */
@@ -381,24 +409,21 @@ static int parse_option(struct cli_options *o, unsigned verb, const char *verb_n
                         char **argv, int *i)
 {
     const char *arg = argv[*i], *equals = strchr(arg, '=');
-    const size_t n = equals ? (size_t) (equals - arg) : strlen(arg);
-    const struct option *opt = find(arg, n, verb);
+    char name[WORD_BYTES];
+    unsigned verbs;
 
-    if (!opt) {
-        const char *near = cli_nearest(arg, options, n_options, sizeof(options[0]));
+    snprintf(name, sizeof(name), "%.*s", (int) (equals ? (size_t) (equals - arg) : strlen(arg)),
+             arg);
+    const struct option *opt = find(name, verb, &verbs);
 
-        return cli_usage("no option is called %.*s%s%s; see headrace %s --help", (int) n, arg,
-                         near ? "; did you mean " : "", near ? near : "", verb_name);
-    }
-    if (!(opt->verbs & verb))
-        return cli_usage("%s is not an option of %s; see headrace %s --help", opt->name, verb_name,
-                         verb_name);
+    if (!opt)
+        return refuse_option(name, verb, verb_name, verbs);
     if (opt->kind == FLAG)
         return equals ? cli_usage("%s takes no value", opt->name) : set_value(o, opt, NULL);
     if (equals)
         return set_value(o, opt, equals + 1);
     if (*i + 1 >= argc)
-        return cli_usage("%s needs a value: %s", opt->name, opt->arg ? opt->arg : opt->choices);
+        return cli_usage("%s needs a value: %s", opt->name, cli_option_value(opt));
     return set_value(o, opt, argv[++*i]);
 }
 
@@ -435,19 +460,8 @@ int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int a
     return CLI_OK;
 }
 
-void cli_print_options(unsigned verb)
+const struct option *cli_option_table(size_t *ret_n)
 {
-    for (size_t i = 0; i < n_options; i++) {
-        char left[64];
-
-        if (!(options[i].verbs & verb))
-            continue;
-        const char *arg = options[i].arg ? options[i].arg : options[i].choices;
-
-        snprintf(left, sizeof(left), "%s%s%s", options[i].name, arg ? " " : "", arg ? arg : "");
-        if (strlen(left) > 26)
-            printf("  %s\n  %-26s  %s\n", left, "", options[i].help);
-        else
-            printf("  %-26s  %s\n", left, options[i].help);
-    }
+    *ret_n = N_OPTIONS;
+    return options;
 }

@@ -46,7 +46,7 @@ static int check_params(struct hr_denoise_params *p, struct hr_error *err)
         return hr_error_set(err, -EINVAL, "the strength is %g; expected more than 0, up to 1",
                             (double) p->strength);
     if (p->cfg_scale == 0.0f)
-        p->cfg_scale = 4.0f;
+        p->cfg_scale = HR_CFG_SCALE_DEFAULT;
     if (!isfinite(p->cfg_scale))
         return hr_error_set(err, -EINVAL, "the guidance scale is %g; expected a number",
                             (double) p->cfg_scale);

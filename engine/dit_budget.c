@@ -126,7 +126,7 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
     if (params->stream.ring_bytes) /* more than the whole plan would lie idle */
         b->ring_bytes = hr_min_u64(params->stream.ring_bytes, useful);
     else if (params->ram_bytes == 0)
-        b->ring_bytes = hr_min_u64(HR_STREAM_RING_BYTES_DEFAULT, useful);
+        b->ring_bytes = hr_min_u64(HR_RING_BYTES_DEFAULT, useful);
     else if (params->ram_bytes > fixed)
         b->ring_bytes = hr_min_u64(hr_align_down(params->ram_bytes - fixed, RING_STEP_BYTES),
                                    hr_min_u64(RING_BYTES_MAX, useful));

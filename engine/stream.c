@@ -106,7 +106,7 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
     const struct hr_reader_params reader_params = {
         .files = stream->files,
         .n_files = n_files,
-        .ring_bytes = params->ring_bytes ? params->ring_bytes : HR_STREAM_RING_BYTES_DEFAULT,
+        .ring_bytes = params->ring_bytes ? params->ring_bytes : HR_RING_BYTES_DEFAULT,
         .block_bytes = stream->is_tuned ? stream->tuning.block_bytes : params->block_bytes,
         .depth = stream->is_tuned ? stream->tuning.depth : params->depth,
         .io = params->io,

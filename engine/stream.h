@@ -5,8 +5,6 @@
 
 #include "common/common.h"
 
-enum { HR_STREAM_RING_BYTES_DEFAULT = 192 << 20 };
-
 /* The smallest ring_bytes with which these tensors can be streamed, holding one unit at a time. */
 uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32_t n);
 /* The most events that one pass over these tensors adds to a trace, reading in blocks of

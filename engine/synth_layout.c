@@ -351,9 +351,9 @@ static int check_params(const struct hr_synth_params *params, struct sizes *ret_
                         bool *ret_is_file, struct hr_error *err)
 {
     const struct sizes sizes = {
-        .n_layers = params->n_layers ? params->n_layers : 60,
-        .n_heads = params->n_heads ? params->n_heads : 24,
-        .joint_dim = params->joint_dim ? params->joint_dim : 3584,
+        .n_layers = params->n_layers ? params->n_layers : HR_SYNTH_LAYERS_DEFAULT,
+        .n_heads = params->n_heads ? params->n_heads : HR_SYNTH_HEADS_DEFAULT,
+        .joint_dim = params->joint_dim ? params->joint_dim : HR_SYNTH_JOINT_DIM_DEFAULT,
         .prefix = params->prefix ? params->prefix : "",
     };
 

@@ -171,7 +171,13 @@ HR_API void hr_trace_close(struct hr_trace **trace);
 /* ---- stream ------------------------------------------------------------------------- */
 
 enum hr_switch { HR_SWITCH_AUTO, HR_SWITCH_ON, HR_SWITCH_OFF };
-enum { HR_TIMEOUT_S_DEFAULT = 120 };
+/* What zero stands for in hr_stream_params. */
+enum {
+    HR_RING_BYTES_DEFAULT = 201326592, /* 192 MiB */
+    HR_BLOCK_BYTES_DEFAULT = 4194304,  /* 4 MiB   */
+    HR_DEPTH_DEFAULT = 16,
+    HR_TIMEOUT_S_DEFAULT = 120,
+};
 #define HR_TIMEOUT_NONE UINT32_MAX
 
 enum hr_direct { HR_DIRECT_AUTO, HR_DIRECT_ON, HR_DIRECT_OFF };
@@ -679,6 +685,9 @@ struct hr_denoise_step {
 };
 typedef void hr_denoise_step_fn(void *user, const struct hr_denoise_step *step);
 
+/* What zero stands for in hr_denoise_params. */
+enum { HR_CFG_SCALE_DEFAULT = 4 };
+
 /* All zero but for the steps: the library's choice. */
 struct hr_denoise_params {
     struct hr_dit_params dit; /* n_forwards and timesteps are the loop's own; its progress is called
@@ -735,6 +744,13 @@ struct hr_tensor_out {
  * renamed, so that `path` is whole or untouched. */
 HR_API int hr_tensors_write(const char *path, const struct hr_tensor_out *tensors, uint32_t n,
                             struct hr_error *err);
+
+/* What zero stands for in hr_synth_params: the published sizes. */
+enum {
+    HR_SYNTH_LAYERS_DEFAULT = 60,
+    HR_SYNTH_HEADS_DEFAULT = 24,
+    HR_SYNTH_JOINT_DIM_DEFAULT = 3584,
+};
 
 enum hr_synth_order { HR_SYNTH_ORDER_NAME, HR_SYNTH_ORDER_REVERSE, HR_SYNTH_ORDER_SHUFFLE };
 

@@ -42,10 +42,8 @@ struct hr_read_range {
 
 enum {
     HR_RANGE_BYTES_MAX = 32 << 20,
-    HR_BLOCK_BYTES_DEFAULT = 4 << 20,
     HR_BLOCK_BYTES_MIN = 64 << 10,
     HR_BLOCK_BYTES_MAX = 32 << 20,
-    HR_DEPTH_DEFAULT = 16,
     HR_DEPTH_MAX = 1024,
     HR_DEVICES_MAX = 8,            /* with a depth of their own; others share the last one */
     HR_ALIGN_BYTES_MAX = 64 << 10, /* of O_DIRECT; a file that wants more is read buffered */

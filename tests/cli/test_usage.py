@@ -19,19 +19,23 @@ class Usage(ModelCase):
     def test_verbs(self):
         self.assert_usage([], "verb")
         self.assert_usage(["forwrad", "x"], "forwrad", "did you mean forward")
-        self.assert_usage(["zzzzzzzzz", "x"], "zzzzzzzzz", "--help")
+        self.assert_usage(["zzzzzzzzz", "x"], "zzzzzzzzz", "there are forward, denoise", "--help")
         self.assert_usage(["inspect"], "MODEL")
         self.assert_usage(["forward"], "MODEL")
 
     def test_options(self):
         forward = ["forward", self.model, "--inputs", self.inputs, "--timestep", "1"]
         self.assert_usage([*forward, "--precison", "f32"], "--precison", "did you mean --precision")
-        self.assert_usage([*forward, "--precision", "f16"], "--precision", "f16", "bf16|f32")
+        self.assert_usage([*forward, "--precision", "f16"], "--precision", "f16", "bf16|f32", "did you mean bf16")
+        self.assert_usage([*forward, "--direct=zzzzzz"], "--direct", "zzzzzz", "auto|on|off")
+        self.assert_usage([*forward, "--precison=f32"], "did you mean --precision")
+        self.assert_usage([*forward, "--shard", "2"], "no option is called --shard; see")  # synth has one like it
         self.assert_usage([*forward, "--precision"], "--precision", "needs a value")
         self.assert_usage([*forward, "--layers", "0"], "--layers", "1 to 10000")
         self.assert_usage([*forward, "--layers", "x"], "--layers", "whole number")
         self.assert_usage([*forward, "--layers", "-1"], "--layers", "whole number")
-        self.assert_usage([*forward, "--shards", "2"], "--shards", "not an option of forward")
+        self.assert_usage([*forward, "--shards", "2"], "--shards", "not an option of forward, but of synth")
+        self.assert_usage([*forward, "--order", "file"], "but of bench and synth")
         self.assert_usage([*forward, "--json=1"], "--json", "no value")
         self.assert_usage([*forward, "--zero-cond-t", "--no-zero-cond-t"], "exclude")
         self.assert_usage(["forward", self.model, "--timestep", "1"], "--inputs")
@@ -57,6 +61,15 @@ class Usage(ModelCase):
             self.assertEqual(result.code, 0)
             self.assertIn("headrace", result.out)
             self.assertEqual(result.err, "")
+
+    def test_defaults(self):
+        """As the sources have them, which the help does not repeat."""
+        text = "".join(headrace(verb, "--help").out for verb in ("denoise", "synth", "bench", "inputs"))
+        for words in ("default 192MiB", "as tune found, else 4MiB)", "as tune found, else 16)", "(default 120;",
+                      "default 30;", "(default 4;", "(default bf16)", "blocks of the model (60)", "(default 24)",
+                      "(default 3584)", "(default 12,", "(default 256;", "(default 5)", "(default auto)"):
+            self.assertIn(words, text)
+        self.assertNotIn("@", text)
 
     def test_json(self):
         result = self.forward("--json", "--per-block", "--quiet")
