@@ -2,7 +2,7 @@
 /* stream_example.c -- stream any safetensors model from disk through a ring of fixed size.
  *
  *   cc stream_example.c $(pkg-config --cflags --libs headrace)
- *   ./a.out model.safetensors          or a folder with shards and an index
+ *   ./a.out model.safetensors          or a folder, or shards
  *
  * Reads every tensor once, in order of names, and adds up the bytes, as a stand-in for work. */
 #include <stdio.h>
@@ -12,50 +12,39 @@
 
 int main(int argc, char **argv)
 {
-    const struct hr_stream_params params = {.ring_bytes = 128 << 20};
+    const struct hr_checkpoint_params paths = {(const char *const *) argv + 1, argc - 1, NULL};
     struct hr_checkpoint *model = NULL;
     struct hr_stream *stream = NULL;
     struct hr_stream_stats stats;
     struct hr_error err = {0};
     struct hr_unit unit;
     uint64_t sum = 0;
-    int r;
-
-    if (argc != 2)
-        return fprintf(stderr, "usage: %s MODEL\n", argv[0]), 2;
-    const char *path = argv[1];
-
-    r = hr_checkpoint_open(&model, &(struct hr_checkpoint_params){.paths = &path, .n_paths = 1},
-                           &err);
-    if (r < 0)
-        goto done;
-    const uint32_t n = hr_checkpoint_n_tensors(model);
-    const char **names = calloc(n, sizeof(*names));
+    int r = hr_checkpoint_open(&model, &paths, &err);
+    const uint32_t n = r == 0 ? hr_checkpoint_n_tensors(model) : 0;
+    const char **names = calloc(n + 1, sizeof(*names));
 
     for (uint32_t i = 0; names && i < n; i++)
         names[i] = hr_checkpoint_tensor(model, i)->name;
-    r = hr_stream_open(&stream, model, &params, &err);
+    if (r == 0)
+        r = hr_stream_open(&stream, model, &(struct hr_stream_params){0}, &err);
     if (r == 0)
         r = hr_stream_plan(stream, names, names ? n : 0, 0, 1, &err); /* reading starts here */
-    free(names);
-    if (r < 0)
-        goto done;
 
     /* The unit's bytes are a view into the ring; while they are used, the next are being read. */
-    while ((r = hr_stream_next(stream, &unit, &err)) > 0) {
+    while (r >= 0 && (r = hr_stream_next(stream, &unit, &err)) > 0) {
         for (uint64_t i = 0; i < unit.size_bytes; i++)
             sum += ((const unsigned char *) unit.data)[i];
         hr_stream_release(stream, &unit);
     }
-    hr_stream_get_stats(stream, &stats);
-    printf("%llu units, %.2f GB at %.2f GB/s by %s, sum of bytes %llu\n",
-           (unsigned long long) stats.units, (double) stats.bytes_read / 1e9,
-           (double) stats.bytes_read / (double) stats.busy_ns, stats.io_name,
-           (unsigned long long) sum);
-done:
-    if (r < 0)
+    if (r == 0) {
+        hr_stream_get_stats(stream, &stats);
+        printf("%.2f GB at %.2f GB/s by %s, sum of bytes %llu\n", (double) stats.bytes_read / 1e9,
+               (double) stats.bytes_read / (double) stats.busy_ns, stats.io_name,
+               (unsigned long long) sum);
+    } else
         fprintf(stderr, "%s\n", err.message);
     hr_stream_close(&stream);
     hr_checkpoint_close(&model);
+    free(names);
     return r < 0;
 }
