@@ -9,8 +9,11 @@
  *   loras.c        LoRA files in
  *   outputs.c      results out
  *   stats.c        statistics of a run
+ *   settings.c     its settings and the machine
  *   report.c       progress, JSON, messages
+ *   live.c         progress of a run: its stages, redrawn in place
  *   bench*.c       measuring the disk, see bench.h
+ *   page*.c        a run as an HTML page, see page.h
  *
  * Results go to standard output, messages and progress to standard error. Exit codes: 0 done,
  * 1 failed, 2 used wrongly.
@@ -36,13 +39,14 @@ enum cli_verb_bit {
     CLI_PLAN = 1 << 7,
     CLI_BENCH = 1 << 8,
     CLI_TUNE = 1 << 9,
+    CLI_REPORT = 1 << 11,
     CLI_COMPLETION = 1 << 30,                /* has no model */
     CLI_COMPUTE = CLI_FORWARD | CLI_DENOISE, /* those that run the model        */
     CLI_RUN = CLI_COMPUTE | CLI_PLAN,        /* those that take a run's options */
     CLI_MEASURE = CLI_BENCH | CLI_TUNE,
     /* those that read a model and do not run it */
     CLI_READ = CLI_CHECKSUM | CLI_VERIFY | CLI_MEASURE,
-    CLI_ALL = CLI_RUN | CLI_READ | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS
+    CLI_ALL = CLI_RUN | CLI_READ | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS | CLI_REPORT
 };
 
 /* Of options that were not given. */
@@ -75,7 +79,7 @@ struct cli_options {
     uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
         header_pad_bytes;
     uint64_t n_steps, seed, n_quads, io_timeout;
-    const char *plot;
+    const char *plot, *plan;
     bool sweep, small_pages;
     unsigned bench_order;
     double timestep, strength, cfg_scale, mu; /* NAN: not given; a timestep may be NAN, too */
@@ -103,6 +107,7 @@ int cli_plan(const struct cli_options *o);
 int cli_bench(const struct cli_options *o);
 int cli_tune(const struct cli_options *o);
 int cli_completion(const struct cli_options *o);
+int cli_report(const struct cli_options *o);
 
 /* Fill in *err unless something has failed before; returns code, a negative errno. */
 int cli_error(struct hr_error *err, int code, const char *format, ...)
@@ -155,6 +160,9 @@ int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_option
 
 /* Statistics that forward and denoise share, as members of obj or as lines. */
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
+/* Of each block in the last pass. */
+void cli_blocks_json(json_t *obj, const struct hr_dit_stats *stats);
+void cli_blocks_text(const struct hr_dit_stats *stats);
 /* The part that is the stream's. */
 void cli_stream_json(json_t *obj, const struct hr_stream_stats *stats);
 void cli_stats_text(const struct hr_dit_stats *stats);
@@ -165,6 +173,12 @@ double cli_seconds(uint64_t ns);
 /* Waiting for the disk, as a share of the whole time, 0 to 1; the rest is computing. */
 double cli_disk_share(uint64_t stall_disk_ns, uint64_t wall_ns);
 double cli_gbps(uint64_t bytes, uint64_t ns);
+
+/* ---- settings.c --------------------------------------------------------------------------- */
+
+/* What the run was asked for, and the machine, as members of obj. inputs: the first. */
+void cli_settings_json(json_t *obj, const struct cli_options *o,
+                       const struct hr_dit_inputs *inputs);
 
 /* ---- loras.c ------------------------------------------------------------------------------ */
 
@@ -179,6 +193,8 @@ void cli_loras_text(const struct cli_options *o, const struct hr_dit_stats *stat
 /* Before any work: --output and --trace can be made, and are no part of the model or the inputs. */
 int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
                      struct hr_error *err);
+/* Of report, whose inputs are files of runs. */
+int cli_check_page(const struct cli_options *o, struct hr_error *err);
 /* What --trace records into; NULL without it. */
 int cli_open_trace(struct hr_trace **ret_trace, const struct cli_options *o, struct hr_error *err);
 /* Write it, where there is one, once r, the result of the run, is 0 or -ECANCELED.
@@ -200,20 +216,17 @@ void cli_print_output(const struct cli_options *o, const char *name,
 
 /* ---- report.c --------------------------------------------------------------------------- */
 
-/* Progress on standard error, one line, when it is a terminal and --quiet was not given. */
+/* Progress on standard error, when it is a terminal that can redraw and --quiet was not given. */
 bool cli_progress_wanted(const struct cli_options *o);
-struct cli_progress {
-    const char *what; /* what a forward is: "step", "forward"        */
-    uint32_t n;       /* of them, those before this run included     */
-};
-/* user: a struct cli_progress. */
-void cli_progress_block(void *user, const struct hr_dit_progress *progress);
 /* Where standard error is no terminal, and with --quiet not: a line for a step every ten seconds at
  * most, so that the log of a long run tells how far it is. */
 void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *step);
 void cli_progress_bytes(void *user, uint64_t bytes_done, uint64_t bytes_total);
 void cli_progress_reading(void *user, uint64_t bytes_done, uint64_t bytes_total);
 void cli_progress_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Draw n lines in the place of those that stand there; none may be wider than the terminal. */
+void cli_progress_lines(const char *const *lines, unsigned n);
+/* Take away what stands there, before anything else is printed. */
 void cli_progress_clear(void);
 
 /* "40.86 GB", "297 MB". */
@@ -227,6 +240,18 @@ const char *cli_printable(char *buf, size_t buf_bytes, const char *text);
 int cli_print_json(json_t *obj);
 /* Flush standard output: a full disk or a closed pipe is a failure like any other. */
 int cli_flush(void);
+
+/* ---- live.c ------------------------------------------------------------------------------- */
+
+struct cli_progress {
+    const char *what; /* what a forward is: "step", "forward"    */
+    uint32_t n;       /* of them, those before this run included */
+    /* live.c's: */
+    struct hr_dit_progress window, next; /* rates are of the time since; and from when on next */
+    uint64_t drawn_ns;                   /* when, of the run's time; 0: not yet                */
+};
+/* user: a struct cli_progress, of which the first two members are given and the others 0. */
+void cli_progress_block(void *user, const struct hr_dit_progress *progress);
 
 /* ---- signals ---------------------------------------------------------------------------- */
 

@@ -24,6 +24,12 @@ static enum value value_of(const struct option *opt)
     return strcmp(value, "DIR") == 0 ? VALUE_FOLDER : VALUE_OTHER;
 }
 
+/* "--output" and not "-o" */
+static bool is_long(const struct option *opt)
+{
+    return opt->name[1] == '-';
+}
+
 /* The words of "a|b|c:N" that can be typed as they stand, with blanks between. */
 static void print_words(const char *words)
 {
@@ -45,9 +51,9 @@ static void print_words(const char *words)
 /* Verbs that take words, not a model: those words. */
 static const char *verb_words(const struct verb *verb)
 {
-    const bool takes_model = !strncmp(verb->usage, "MODEL", 5) || verb->usage[0] == '[';
+    const size_t first = strcspn(verb->usage, " ");
 
-    return takes_model ? NULL : verb->usage;
+    return memchr(verb->usage, '|', first) ? verb->usage : NULL;
 }
 
 static void print_escaped(const char *text, const char *special, const char *escape)
@@ -191,7 +197,7 @@ static void print_zsh_option(const struct option *opt)
     char help[256];
 
     printf(" \\\n            '%s%s%s[", opt->kind == LIST || opt->kind == LORA ? "*" : "",
-           opt->name, value ? "=" : "");
+           opt->name, value && is_long(opt) ? "=" : "");
     print_quoted(cli_option_help(opt, help, sizeof(help)), "[]\\");
     printf("]");
     if (value) {
@@ -280,7 +286,7 @@ static void print_fish_option(const struct option *opt)
     char help[256];
 
     print_fish_verbs(opt->verbs);
-    printf(" -l %s", opt->name + 2);
+    printf(is_long(opt) ? " -l %s" : " -s %s", opt->name + (is_long(opt) ? 2 : 1));
     switch (value_of(opt)) {
     case VALUE_WORDS:
         printf(" -x -a '");

@@ -121,6 +121,8 @@ static struct hr_denoise_step total_of(const struct loop *loop)
         total.stall_disk_ns += s->stall_disk_ns;
         total.stall_space_ns += s->stall_space_ns;
         total.compute_ns += s->compute_ns;
+        total.disk_bytes += s->disk_bytes;
+        total.disk_busy_ns += s->disk_busy_ns;
         total.peak_memory_bytes = s->peak_memory_bytes;
     }
     return total;
@@ -129,11 +131,13 @@ static struct hr_denoise_step total_of(const struct loop *loop)
 /* What a step and the sum of all have in common. */
 static json_t *times_json(const struct hr_denoise_step *s)
 {
-    return json_pack(
-        "{s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "bytes_used", (json_int_t) s->bytes_read, "gbps",
-        cli_gbps(s->bytes_read, s->wall_ns), "wall_s", cli_seconds(s->wall_ns), "stall_disk_s",
-        cli_seconds(s->stall_disk_ns), "stall_space_s", cli_seconds(s->stall_space_ns), "compute_s",
-        cli_seconds(s->compute_ns), "bound_by_disk", cli_disk_share(s->stall_disk_ns, s->wall_ns));
+    return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "bytes_used",
+                     (json_int_t) s->bytes_read, "gbps", cli_gbps(s->bytes_read, s->wall_ns),
+                     "wall_s", cli_seconds(s->wall_ns), "stall_disk_s",
+                     cli_seconds(s->stall_disk_ns), "stall_space_s", cli_seconds(s->stall_space_ns),
+                     "compute_s", cli_seconds(s->compute_ns), "bound_by_disk",
+                     cli_disk_share(s->stall_disk_ns, s->wall_ns), "disk_bytes",
+                     (json_int_t) s->disk_bytes, "disk_busy_s", cli_seconds(s->disk_busy_ns));
 }
 
 static json_t *step_json(const struct hr_denoise_step *s)
@@ -141,6 +145,7 @@ static json_t *step_json(const struct hr_denoise_step *s)
     json_t *obj = times_json(s);
 
     json_object_set_new(obj, "step", json_integer(s->step_idx));
+    json_object_set_new(obj, "begin_s", json_real(cli_seconds(s->begin_ns)));
     json_object_set_new(obj, "sigma", json_real((double) s->sigma));
     json_object_set_new(obj, "peak_memory_bytes", json_integer((json_int_t) s->peak_memory_bytes));
     return obj;
@@ -157,6 +162,9 @@ static int print_json(const struct loop *loop)
     cli_stats_json(obj, &loop->stats);
     cli_predicted_json(obj, &loop->stats);
     cli_loras_json(obj, loop->o, &loop->stats);
+    cli_settings_json(obj, loop->o, loop->inputs);
+    if (loop->o->per_block)
+        cli_blocks_json(obj, &loop->stats);
     for (uint32_t i = 0; i < loop->n_steps; i++)
         json_array_append_new(steps, step_json(&loop->steps[i]));
     if (loop->o->output)
@@ -197,6 +205,8 @@ static void print_text(const struct loop *loop)
         cli_loras_text(loop->o, &loop->stats);
     }
     cli_print_output(loop->o, "latents", loop->inputs);
+    if (loop->o->per_block)
+        cli_blocks_text(&loop->stats);
 }
 
 static int run_all(struct loop *loop, struct hr_error *err)

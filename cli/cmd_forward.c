@@ -143,38 +143,28 @@ static int compute(struct run *run, struct hr_error *err)
     return cli_write_trace(run->o, run->trace, r, err);
 }
 
-static json_t *blocks_json(const struct hr_dit_stats *s)
-{
-    json_t *blocks = json_array();
-
-    for (uint32_t i = 0; i < s->n_blocks; i++)
-        json_array_append_new(blocks, json_pack("{s:i, s:I, s:f, s:f}", "block", (int) i, "bytes",
-                                                (json_int_t) s->blocks[i].bytes, "wall_s",
-                                                cli_seconds(s->blocks[i].wall_ns), "stall_disk_s",
-                                                cli_seconds(s->blocks[i].stall_disk_ns)));
-    return blocks;
-}
-
 static int print_json(const struct run *run)
 {
     const struct hr_dit_stats *s = &run->stats;
     json_t *forwards = json_array();
-    json_t *obj = json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "verb", "forward", "wall_s",
-                            cli_seconds(s->wall_ns), "stall_disk_s", cli_seconds(s->stall_disk_ns),
-                            "stall_space_s", cli_seconds(s->stall_space_ns), "compute_s",
-                            cli_seconds(s->compute_ns), "bound_by_disk",
-                            cli_disk_share(s->stall_disk_ns, s->wall_ns));
+    json_t *obj = json_pack(
+        "{s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "verb", "forward", "pass_bytes",
+        (json_int_t) s->bytes_used, "wall_s", cli_seconds(s->wall_ns), "stall_disk_s",
+        cli_seconds(s->stall_disk_ns), "stall_space_s", cli_seconds(s->stall_space_ns), "compute_s",
+        cli_seconds(s->compute_ns), "bound_by_disk", cli_disk_share(s->stall_disk_ns, s->wall_ns),
+        "disk_bytes", (json_int_t) s->disk_bytes, "disk_busy_s", cli_seconds(s->disk_busy_ns));
 
     cli_stats_json(obj, s);
     cli_predicted_json(obj, s);
     cli_loras_json(obj, run->o, s);
+    cli_settings_json(obj, run->o, run->inputs);
     for (uint64_t i = 0; i < run->n_repeat; i++)
         json_array_append_new(forwards, json_real(run->wall_s[i]));
     json_object_set_new(obj, "forwards_wall_s", forwards);
     if (run->o->output)
         json_object_set_new(obj, "output", json_string(run->o->output));
     if (run->o->per_block)
-        json_object_set_new(obj, "blocks", blocks_json(s));
+        cli_blocks_json(obj, s);
     return cli_print_json(obj);
 }
 
@@ -183,7 +173,6 @@ static void print_text(const struct run *run)
     const struct hr_dit_stats *s = &run->stats;
     const struct hr_latent *image = &run->inputs[0].images[0];
     const double disk = cli_disk_share(s->stall_disk_ns, s->wall_ns);
-    char a[32];
 
     printf("forward   %u blocks, %u x %u pixels, %u image%s, %u text tokens, %s, %s\n", s->n_blocks,
            image->w * 8, image->h * 8, run->inputs[0].n_images,
@@ -205,10 +194,7 @@ static void print_text(const struct run *run)
     cli_loras_text(run->o, s);
     cli_print_output(run->o, "velocity", run->inputs);
     if (run->o->per_block)
-        for (uint32_t i = 0; i < s->n_blocks; i++)
-            printf("block %3u  %s in %.3f s, of which waiting for the disk %.3f s\n", i,
-                   cli_size(a, s->blocks[i].bytes), cli_seconds(s->blocks[i].wall_ns),
-                   cli_seconds(s->blocks[i].stall_disk_ns));
+        cli_blocks_text(s);
 }
 
 static int run_all(struct run *run, struct hr_error *err)

@@ -29,6 +29,8 @@ static const struct verb verbs[] = {
      "a manifest of checksums, to standard output or a file"},
     {"verify", CLI_VERIFY, cli_verify, "MODEL --manifest manifest.json",
      "compare a model with a manifest: each damaged tensor by name and place"},
+    {"report", CLI_REPORT, cli_report, "RUN.json -o run.html",
+     "one HTML page of a run, from what forward or denoise printed with --json"},
     {"completion", CLI_COMPLETION, cli_completion, "bash|zsh|fish",
      "print the completions of a shell, for those that are not installed"},
 };
@@ -170,7 +172,8 @@ int main(int argc, char **argv)
         return cli_flush();
     }
     if (options.n_paths == 0 && verb->bit != CLI_COMPLETION)
-        return cli_usage("%s needs a MODEL; see headrace %s --help", verb->name, verb->name);
+        return cli_usage("%s needs a %s; see headrace %s --help", verb->name,
+                         verb->bit == CLI_REPORT ? "RUN.json" : "MODEL", verb->name);
 
     hr_log_set(log_line, NULL,
                options.quiet           ? HR_LOG_ERROR

@@ -86,6 +86,25 @@ int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *mo
     return r;
 }
 
+int cli_check_page(const struct cli_options *o, struct hr_error *err)
+{
+    const struct output output = {"--output", o->output};
+    const char *const inputs[] = {o->paths[0], o->trace, o->plan};
+    struct stat st;
+
+    if (!output.path[0])
+        return refuse(err, -EINVAL, &output, "an empty name");
+    if (stat(output.path, &st) < 0)
+        return check_folder(&output, err);
+    if (!S_ISREG(st.st_mode))
+        return refuse(err, -EINVAL, &output, "is there already and is no regular file");
+    for (size_t i = 0; i < sizeof(inputs) / sizeof(inputs[0]); i++)
+        if (inputs[i] && is_same(&st, inputs[i]))
+            return refuse(err, -EINVAL, &output,
+                          "is one of the files that the page is made from; name another file");
+    return check_folder(&output, err);
+}
+
 int cli_open_trace(struct hr_trace **ret_trace, const struct cli_options *o, struct hr_error *err)
 {
     return o->trace ? hr_trace_open(ret_trace, 0, err) : 0;

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,55 +12,58 @@
 
 #define NOTE_NS UINT64_C(10000000000)
 
-static atomic_bool line_open; /* a progress line stands on the terminal */
+static atomic_uint lines_open; /* of progress that stand on the terminal */
+
+/* Where lines can be redrawn. */
+static bool on_terminal(void)
+{
+    const char *term = getenv("TERM");
+
+    return isatty(STDERR_FILENO) && !(term && strcmp(term, "dumb") == 0);
+}
 
 bool cli_progress_wanted(const struct cli_options *o)
 {
-    return !o->quiet && isatty(STDERR_FILENO);
+    return !o->quiet && on_terminal();
 }
 
 void cli_progress_clear(void)
 {
-    if (line_open)
-        fputs("\r\033[K", stderr);
-    line_open = false;
+    const unsigned n = atomic_exchange(&lines_open, 0);
+
+    if (n == 0)
+        return;
+    fputs("\r", stderr);
+    for (unsigned i = 1; i < n; i++)
+        fputs("\033[A", stderr);
+    fputs("\033[J", stderr);
+}
+
+void cli_progress_lines(const char *const *lines, unsigned n)
+{
+    char text[4096];
+    size_t used = 1;
+
+    text[0] = '\r';
+    for (unsigned i = 1; i < lines_open; i++)
+        used += (size_t) snprintf(text + used, sizeof(text) - used, "\033[A");
+    for (unsigned i = 0; i < n && used < sizeof(text); i++)
+        used += (size_t) snprintf(text + used, sizeof(text) - used, "%s\033[K%s", lines[i],
+                                  i + 1 < n ? "\r\n" : "\033[J");
+    fputs(text, stderr); /* one write, so that nothing flickers */
+    lines_open = n;
 }
 
 void cli_progress_note(const char *format, ...)
 {
     va_list ap;
 
-    fputs("\r\033[K", stderr);
+    cli_progress_clear();
     va_start(ap, format);
     vfprintf(stderr, format, ap);
     va_end(ap);
     fflush(stderr);
-    line_open = true;
-}
-
-void cli_progress_block(void *user, const struct hr_dit_progress *p)
-{
-    const struct cli_progress *progress = user;
-    const bool last = p->forward_idx + 1 == p->n_forwards && p->block_idx == p->n_blocks;
-    char elapsed[32], eta[32];
-
-    if (last) {
-        cli_progress_clear();
-        return;
-    }
-    fputs("\r\033[K", stderr);
-    if (progress->n > 1)
-        fprintf(stderr, "%s %u of %u, ", progress->what,
-                progress->n - p->n_forwards + p->forward_idx + 1, progress->n);
-    if (p->block_idx == 0)
-        fputs("modulation of all steps", stderr);
-    else
-        fprintf(stderr, "block %u of %u", p->block_idx, p->n_blocks);
-    fprintf(stderr, "  %.2f GB/s  %s, about %s to go",
-            cli_gbps(p->run_bytes_used, p->run_elapsed_ns),
-            cli_duration(elapsed, p->run_elapsed_ns), cli_duration(eta, p->eta_ns));
-    fflush(stderr);
-    line_open = true;
+    lines_open = 1;
 }
 
 void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *step)
@@ -68,7 +72,7 @@ void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *st
     char size[32], wall[32], eta[32];
 
     since_ns += step->wall_ns;
-    if (o->quiet || isatty(STDERR_FILENO) || since_ns < NOTE_NS || step->step_idx == step->n_steps)
+    if (o->quiet || on_terminal() || since_ns < NOTE_NS || step->step_idx == step->n_steps)
         return;
     since_ns = 0;
     fprintf(stderr,
@@ -83,10 +87,8 @@ static void progress_bytes(const char *what, uint64_t bytes_done, uint64_t bytes
 {
     char done[32], total[32];
 
-    fprintf(stderr, "\r\033[K%s %s of %s", what, cli_size(done, bytes_done),
-            cli_size(total, bytes_total));
-    fflush(stderr);
-    line_open = true;
+    cli_progress_note("%s %s of %s", what, cli_size(done, bytes_done),
+                      cli_size(total, bytes_total));
     if (bytes_done == bytes_total)
         cli_progress_clear();
 }

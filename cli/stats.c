@@ -86,7 +86,37 @@ void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
     json_object_set_new(obj, "lossy", json_boolean(s->lossy_bytes > 0));
     json_object_set_new(obj, "lossy_bytes", json_integer((json_int_t) s->lossy_bytes));
     json_object_set_new(obj, "verified_bytes", json_integer((json_int_t) s->verified_bytes));
+    json_object_set_new(obj, "copied_bytes", json_integer((json_int_t) s->copied_bytes));
     json_object_set_new(obj, "verify_s", json_real(cli_seconds(s->verify_ns)));
+}
+
+void cli_blocks_json(json_t *obj, const struct hr_dit_stats *s)
+{
+    json_t *blocks = json_array();
+
+    for (uint32_t i = 0; i < s->n_blocks; i++) {
+        const struct hr_dit_block_stats *b = &s->blocks[i];
+
+        json_array_append_new(
+            blocks,
+            json_pack("{s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "block", (int) i, "bytes",
+                      (json_int_t) b->bytes, "begin_s", cli_seconds(b->begin_ns), "wall_s",
+                      cli_seconds(b->wall_ns), "stall_disk_s", cli_seconds(b->stall_disk_ns),
+                      "stall_space_s", cli_seconds(b->stall_space_ns), "compute_s",
+                      cli_seconds(b->compute_ns), "disk_bytes", (json_int_t) b->disk_bytes,
+                      "disk_busy_s", cli_seconds(b->disk_busy_ns)));
+    }
+    json_object_set_new(obj, "blocks", blocks);
+}
+
+void cli_blocks_text(const struct hr_dit_stats *s)
+{
+    char a[32];
+
+    for (uint32_t i = 0; i < s->n_blocks; i++)
+        printf("block %3u  %s in %.3f s, of which waiting for the disk %.3f s\n", i,
+               cli_size(a, s->blocks[i].bytes), cli_seconds(s->blocks[i].wall_ns),
+               cli_seconds(s->blocks[i].stall_disk_ns));
 }
 
 void cli_stats_text(const struct hr_dit_stats *s)

@@ -452,6 +452,9 @@ static void report(const struct hr_denoise *d)
                                             .stall_disk_ns = stats.stall_disk_ns,
                                             .stall_space_ns = stats.stall_space_ns,
                                             .compute_ns = stats.compute_ns,
+                                            .begin_ns = stats.begin_ns,
+                                            .disk_bytes = stats.disk_bytes,
+                                            .disk_busy_ns = stats.disk_busy_ns,
                                             .eta_ns = stats.eta_ns,
                                             .peak_memory_bytes = stats.peak_memory_bytes,
                                         });

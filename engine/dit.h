@@ -178,7 +178,8 @@ struct hr_feed {
     size_t bias_max;
     uint64_t bytes_used; /* counters only grow; the caller takes differences */
     uint64_t stall_ns, compute_ns;
-    uint64_t begin_ns; /* of the operation that is running */
+    uint64_t copied_bytes; /* staged elsewhere than they lay */
+    uint64_t begin_ns;     /* of the operation that is running */
 };
 
 /* Add a slice of computing to the trace, if there is one: part `name` of a forward, begun at

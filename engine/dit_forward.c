@@ -155,9 +155,11 @@ void hr_dit_report_progress(struct hr_dit *dit, uint32_t block_idx)
 {
     const struct hr_meter *meter = &dit->meter;
     const struct hr_meter_now now = hr_dit_meter_now(dit, block_idx);
+    struct hr_stream_stats stream;
 
     if (!dit->progress)
         return;
+    hr_stream_get_stats(dit->stream, &stream);
     dit->progress(dit->progress_user, &(struct hr_dit_progress){
                                           .block_idx = block_idx,
                                           .n_blocks = dit->model.n_layers,
@@ -169,6 +171,12 @@ void hr_dit_report_progress(struct hr_dit *dit, uint32_t block_idx)
                                           .run_bytes_total = hr_meter_run_bytes(meter),
                                           .run_elapsed_ns = now.now_ns - meter->run_begin_ns,
                                           .eta_ns = hr_meter_eta_ns(meter, &now),
+                                          .disk_bytes = stream.bytes_read,
+                                          .disk_busy_ns = stream.busy_ns,
+                                          .stall_space_ns = stream.stall_space_ns,
+                                          .stall_disk_ns = dit->feed.stall_ns,
+                                          .compute_ns = dit->feed.compute_ns,
+                                          .copied_bytes = dit->feed.copied_bytes,
                                       });
 }
 
@@ -187,19 +195,32 @@ static int embed(struct hr_dit *dit, const struct hr_dit_inputs *in, struct hr_e
 
 static int run_blocks(struct hr_dit *dit, struct hr_error *err)
 {
+    struct hr_stream_stats before, after;
+
+    hr_stream_get_stats(dit->stream, &after);
     for (uint32_t i = 0; i < dit->model.n_layers; i++) {
         const uint64_t begin_ns = hr_now_ns();
         const uint64_t bytes = dit->feed.bytes_used, stall_ns = dit->feed.stall_ns;
-        int r = hr_dit_block(dit, i, err);
+        const uint64_t compute_ns = dit->feed.compute_ns;
+        int r;
+
+        before = after;
+        r = hr_dit_block(dit, i, err);
 
         if (r == 0)
             r = hr_dit_finite_part(dit, i + 1, err);
         if (r < 0)
             return r;
+        hr_stream_get_stats(dit->stream, &after);
         dit->block_stats[i] = (struct hr_dit_block_stats){
             .bytes = dit->feed.bytes_used - bytes,
             .wall_ns = hr_now_ns() - begin_ns,
             .stall_disk_ns = dit->feed.stall_ns - stall_ns,
+            .begin_ns = begin_ns - dit->meter.begin_ns,
+            .compute_ns = dit->feed.compute_ns - compute_ns,
+            .disk_bytes = after.bytes_read - before.bytes_read,
+            .disk_busy_ns = after.busy_ns - before.busy_ns,
+            .stall_space_ns = after.stall_space_ns - before.stall_space_ns,
         };
         hr_feed_trace_part(&dit->feed, "block", i, begin_ns);
         hr_dit_report_progress(dit, i + 1);
@@ -309,22 +330,16 @@ static int check_inputs(const struct hr_dit *dit, const struct hr_dit_inputs *in
     return 0;
 }
 
-static uint64_t stall_space_ns(const struct hr_dit *dit)
-{
-    struct hr_stream_stats stats;
-
-    hr_stream_get_stats(dit->stream, &stats);
-    return stats.stall_space_ns;
-}
-
 static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *const *velocities,
                struct hr_error *err)
 {
     const struct hr_meter_now begin = hr_dit_meter_now(dit, 0);
-    const uint64_t stall_ns = dit->feed.stall_ns, space_ns = stall_space_ns(dit);
+    const uint64_t stall_ns = dit->feed.stall_ns, copied_bytes = dit->feed.copied_bytes;
+    struct hr_stream_stats before, after;
     uint64_t part_ns;
     int r;
 
+    hr_stream_get_stats(dit->stream, &before);
     hr_meter_begin(&dit->meter, &begin);
     r = hr_dit_cond_begin(dit, inputs[0].timestep, err);
     hr_feed_trace_part(&dit->feed, "conditioning", 0, begin.now_ns);
@@ -352,10 +367,15 @@ static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *co
                                           .bytes = end.bytes_used - begin.bytes_used,
                                           .a = dit->n_done + 1,
                                       });
+    hr_stream_get_stats(dit->stream, &after);
+    dit->stats.begin_ns = begin.now_ns - dit->meter.run_begin_ns;
     dit->stats.wall_ns = end.now_ns - begin.now_ns;
     dit->stats.compute_ns = end.compute_ns - begin.compute_ns;
     dit->stats.stall_disk_ns = dit->feed.stall_ns - stall_ns;
-    dit->stats.stall_space_ns = stall_space_ns(dit) - space_ns;
+    dit->stats.stall_space_ns = after.stall_space_ns - before.stall_space_ns;
+    dit->stats.disk_bytes = after.bytes_read - before.bytes_read;
+    dit->stats.disk_busy_ns = after.busy_ns - before.busy_ns;
+    dit->stats.copied_bytes = dit->feed.copied_bytes - copied_bytes;
     dit->stats.bytes_used = end.bytes_used - begin.bytes_used;
     dit->stats.eta_ns = hr_meter_eta_ns(&dit->meter, &end);
     return r;

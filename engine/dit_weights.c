@@ -165,6 +165,8 @@ static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t r
         bytes = t->unit.n_rows * hr_resident_row_bytes(resident);
     }
     r = HR_FEED_RUN(feed, err, hr_gpu_stage(feed->gpu, &t->weight, data, bytes));
+    if (r == 0 && t->weight.data != data)
+        feed->copied_bytes += bytes;
     if (r < 0 && t->streamed)
         hr_stream_release(feed->stream, &t->unit);
     return r;

@@ -450,6 +450,13 @@ struct hr_dit_progress {
     uint64_t run_bytes_used, run_bytes_total; /* of all n_forwards                       */
     uint64_t run_elapsed_ns;
     uint64_t eta_ns; /* until the last forward is done; from bytes and computing so far  */
+    /* Of the run so far; each only grows. */
+    uint64_t disk_bytes;     /* read from the files, aligned covers included                 */
+    uint64_t disk_busy_ns;   /* with at least one read in flight                             */
+    uint64_t stall_space_ns; /* the disk waiting for ring space, for computing               */
+    uint64_t stall_disk_ns;  /* computing waiting for weights                                */
+    uint64_t compute_ns;     /* in the device's operations                                   */
+    uint64_t copied_bytes;   /* weights copied to a device with memory of its own; 0: none is */
 };
 typedef void hr_dit_progress_fn(void *user, const struct hr_dit_progress *progress);
 
@@ -542,9 +549,14 @@ struct hr_dit_params {
 };
 
 struct hr_dit_block_stats {
-    uint64_t bytes;         /* of weights used               */
-    uint64_t wall_ns;       /* first unit asked to last used */
-    uint64_t stall_disk_ns; /* of it waiting for the disk    */
+    uint64_t bytes;          /* of weights used               */
+    uint64_t wall_ns;        /* first unit asked to last used */
+    uint64_t stall_disk_ns;  /* of it waiting for the disk    */
+    uint64_t begin_ns;       /* since the forward began       */
+    uint64_t compute_ns;     /* of wall_ns in the device's operations           */
+    uint64_t disk_bytes;     /* read meanwhile, for this block or those to come */
+    uint64_t disk_busy_ns;   /* of wall_ns with at least one read in flight     */
+    uint64_t stall_space_ns; /* of wall_ns the disk waiting for ring space      */
 };
 
 /* What a run will use, known before its first read. Bytes are exact, of weights: aligned reads take
@@ -573,6 +585,10 @@ struct hr_dit_stats {
     uint64_t stall_space_ns; /* of it the disk waiting for ring space, for computing    */
     uint64_t eta_ns;         /* what the forwards that are left will take, estimated    */
     uint64_t bytes_used;     /* weights used in the last forward                        */
+    uint64_t begin_ns;       /* of the last forward, since the first one began          */
+    uint64_t disk_bytes;     /* read from the files during the last forward             */
+    uint64_t disk_busy_ns;   /* of wall_ns with at least one read in flight             */
+    uint64_t copied_bytes;   /* in the last forward, to a device with its own memory    */
     uint64_t setup_ns;       /* hr_dit_open() up to the first read                      */
     struct hr_dit_prediction predicted; /* by hr_dit_open()                                */
     uint64_t resident_bytes;            /* weights kept in memory from the first pass on          */
@@ -680,6 +696,9 @@ struct hr_denoise_step {
     uint64_t stall_disk_ns;     /* of it waiting for weights         */
     uint64_t stall_space_ns;    /* of it the disk waiting for ring space, for computing */
     uint64_t compute_ns;        /* of it in the device's operations  */
+    uint64_t begin_ns;          /* since the first step of this run began                */
+    uint64_t disk_bytes;        /* read from the files meanwhile                         */
+    uint64_t disk_busy_ns;      /* of wall_ns with at least one read in flight           */
     uint64_t eta_ns;            /* what the steps that are left will take, estimated     */
     uint64_t peak_memory_bytes; /* of the process so far         */
 };

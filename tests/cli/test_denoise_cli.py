@@ -74,7 +74,7 @@ class Denoise(ModelCase):
         """What a run writes to a terminal."""
         master, slave = os.openpty()
         process = subprocess.Popen([HEADRACE, *map(str, args)], stdout=subprocess.DEVNULL, stderr=slave,
-                                   env=environment())
+                                   env=environment(TERM="xterm"))
         os.close(slave)
         text = b""
         while True:
@@ -90,14 +90,12 @@ class Denoise(ModelCase):
         return text.decode()
 
     def test_progress(self):
-        """One line on a terminal, of the whole loop; none elsewhere, nor with --quiet."""
+        """On a terminal, of the whole loop; none elsewhere, nor with --quiet."""
         run = ["denoise", self.model, "--inputs", self.guided, "--steps", 3]
         text = self.terminal(*run)
         self.assertIn("modulation of all steps", text)
-        self.assertRegex(text, r"step 2 of 3, block 1 of 4 .* GB/s .* to go")
-        lines = [line for line in text.split("\n") if "\r\x1b[K" not in line]
-        self.assertTrue(all("headrace: " in line for line in lines if line.strip()), lines)
-        self.assertTrue(text.endswith("\r\x1b[K"), text[-80:])
+        self.assertRegex(text, r"step [1-3] of 3, (block [1-4] of 4|modulation of all steps) .* GB/s .* to go")
+        self.assertTrue(text.endswith("\x1b[J"), text[-80:])  # what is left is test_live.py's question
         self.assertEqual(self.terminal(*run, "--quiet"), "")
         self.assertNotIn("to go", self.denoise().err)
 
