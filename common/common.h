@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* common.h -- what every folder may use: errors, log, clock, small arithmetic, process memory.
+/* common.h -- what every folder may use: errors, log, clock, small arithmetic, process memory,
+ * values of /proc and /sys.
  *
  * It includes headrace.h for the few types shared with callers (hr_error, hr_dtype, log levels),
  * and nothing else of the project.
@@ -128,5 +129,25 @@ uint64_t hr_memory_available(void);
 
 /* CPUs this process may run on, at least 1. */
 unsigned hr_n_cpus(void);
+
+/* ---- /proc and /sys ------------------------------------------------------------------- */
+
+/* First line of the file whose path is made as by printf, less white space around it.
+ * @return it is not empty; else buf is "" */
+bool hr_sys_line(char *buf, size_t buf_bytes, const char *format, ...) HR_PRINTF(3, 4);
+/* The whole number that such a file begins with, or `unknown`. */
+uint64_t hr_sys_number(uint64_t unknown, const char *format, ...) HR_PRINTF(2, 3);
+/* The number behind `field`, such as "MemFree:", at the start of a line of a file; or `unknown`. */
+uint64_t hr_sys_field(uint64_t unknown, const char *path, const char *field);
+
+struct hr_pci_link {
+    char address[32];      /* such as "0000:01:00.0"                          */
+    double gtps, gtps_max; /* of a lane, 10^9 transfers a second: now, at best */
+    unsigned width, width_max;
+};
+/* The link of the device whose folder in /sys/devices this is. @return it says so */
+bool hr_pci_link_read(struct hr_pci_link *ret_link, const char *folder);
+/* What such a link carries, in GB/s, packets not counted. */
+double hr_pci_link_gbps(double gtps, unsigned width);
 
 #endif /* HR_COMMON_H */

@@ -218,6 +218,28 @@ int hr_io_create(struct hr_io **ret_io, const char *name, const struct hr_io_par
     return 0;
 }
 
+uint32_t hr_io_try_backends(struct hr_io_backend_trial ret_trials[HR_BACKENDS_MAX],
+                            const struct hr_io_params *params)
+{
+    uint32_t n = 0;
+
+    hr_assert(params->timeout_ns == 0); /* a backend that hangs could not be taken down */
+    for (size_t i = 0; i < HR_ARRAY_SIZE(backends); i++) {
+        struct hr_io_backend_trial trial = {.name = backends[i].backend->name};
+        struct hr_io *io = NULL;
+
+        if (backends[i].by_name)
+            continue;
+        if (open_and_probe(&io, backends[i].backend, params, &trial.why_not) == 0) {
+            trial.pinned_bytes = io->pinned_bytes;
+            hr_io_destroy(&io);
+        }
+        hr_assert(n < HR_BACKENDS_MAX);
+        ret_trials[n++] = trial;
+    }
+    return n;
+}
+
 /* ---- threads ------------------------------------------------------------------------ */
 
 int hr_io_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg)

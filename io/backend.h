@@ -42,6 +42,10 @@ struct hr_io_file {
  *         /proc is missing), or the error of open(). */
 int hr_io_file_open(struct hr_io_file *ret_file, const struct hr_read_file *source,
                     enum hr_direct direct, struct hr_error *err);
+/* Open `source` again with O_DIRECT, whatever lies in the page cache.
+ * @return as above; -EOPNOTSUPP without a message, *ret_why says it */
+int hr_io_file_open_direct(struct hr_io_file *ret_file, const struct hr_read_file *source,
+                           const char **ret_why, struct hr_error *err);
 /* Read without O_DIRECT from now on. Reads in flight keep the old descriptor. */
 int hr_io_file_go_buffered(struct hr_io_file *file, struct hr_error *err);
 void hr_io_file_close(struct hr_io_file *file);
@@ -130,6 +134,10 @@ int hr_io_create(struct hr_io **ret_io, const char *name, const struct hr_io_par
 /* As above for one name, without a trial read. */
 int hr_io_create_named(struct hr_io **ret_io, const char *name, const struct hr_io_params *params,
                        struct hr_error *err);
+/* Bring up each backend that may be chosen without being named, read a block, and take it down.
+ * params->timeout_ns is 0. */
+uint32_t hr_io_try_backends(struct hr_io_backend_trial ret_trials[HR_BACKENDS_MAX],
+                            const struct hr_io_params *params);
 /* Nothing may be in flight. Accepts a pointer to NULL. */
 void hr_io_destroy(struct hr_io **io);
 

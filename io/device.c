@@ -5,9 +5,7 @@
  * one. Filesystems that span disks or have no disk (btrfs, overlay, network) have no entry there;
  * for them it is the filesystem's own id.
  */
-#include <ctype.h>
 #include <errno.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,30 +27,6 @@ static const struct {
     {0xff534d42, "cifs"},  {0xca451a4e, "bcachefs"},
 };
 
-/* First line of a sysfs file, less white space around it. @return it is not empty */
-static bool read_line(const char *folder, const char *name, char *buf, size_t buf_bytes)
-{
-    char path[PATH_MAX + 32];
-    FILE *f;
-    size_t n;
-
-    snprintf(path, sizeof(path), "%s/%s", folder, name);
-    f = fopen(path, "re");
-    buf[0] = '\0';
-    if (!f)
-        return false;
-    if (!fgets(buf, (int) buf_bytes, f))
-        buf[0] = '\0';
-    fclose(f);
-    n = strlen(buf);
-    while (n > 0 && isspace((unsigned char) buf[n - 1]))
-        buf[--n] = '\0';
-    const size_t blanks = strspn(buf, " \t");
-
-    memmove(buf, buf + blanks, n + 1 - blanks);
-    return buf[0] != '\0';
-}
-
 static bool name_block_device(dev_t dev, char *buf, size_t buf_bytes)
 {
     static const char *const names[] = {"device/serial", "serial",  "wwid",
@@ -64,11 +38,11 @@ static bool name_block_device(dev_t dev, char *buf, size_t buf_bytes)
     folder = realpath(link, NULL);
     if (!folder)
         return false;
-    if (read_line(folder, "partition", value, sizeof(value)))
+    if (hr_sys_line(value, sizeof(value), "%s/partition", folder))
         *strrchr(folder, '/') = '\0'; /* the whole disk */
     base = strrchr(folder, '/') + 1;
     for (size_t i = 0; i < HR_ARRAY_SIZE(names) && !named; i++)
-        if (read_line(folder, names[i], value, sizeof(value))) {
+        if (hr_sys_line(value, sizeof(value), "%s/%s", folder, names[i])) {
             snprintf(buf, buf_bytes, "%s %s", base, value);
             named = true;
         }

@@ -136,6 +136,27 @@ static int open_direct(struct hr_io_file *file, const char **ret_why, struct hr_
     return 0;
 }
 
+static struct hr_io_file file_of(const struct hr_read_file *source)
+{
+    struct hr_io_file file = {.source = source, .fd_retired = -1, .align_bytes = HR_IO_ALIGN_BYTES};
+    struct stat st;
+
+    if (fstat(source->fd, &st) == 0)
+        file.device = st.st_dev;
+    return file;
+}
+
+int hr_io_file_open_direct(struct hr_io_file *ret_file, const struct hr_read_file *source,
+                           const char **ret_why, struct hr_error *err)
+{
+    struct hr_io_file file = file_of(source);
+    const int r = open_direct(&file, ret_why, err);
+
+    if (r == 0)
+        *ret_file = file;
+    return r;
+}
+
 static bool is_cached(const struct hr_read_file *source)
 {
     const uint64_t bytes = source->size_bytes;
@@ -147,14 +168,10 @@ static bool is_cached(const struct hr_read_file *source)
 int hr_io_file_open(struct hr_io_file *ret_file, const struct hr_read_file *source,
                     enum hr_direct direct, struct hr_error *err)
 {
-    struct hr_io_file file = {.source = source, .fd_retired = -1, .align_bytes = HR_IO_ALIGN_BYTES};
+    struct hr_io_file file = file_of(source);
     char path[PATH_PRINT_BYTES];
     const char *why;
 
-    struct stat st;
-
-    if (fstat(source->fd, &st) == 0)
-        file.device = st.st_dev;
     file.cached = direct == HR_DIRECT_AUTO && is_cached(source);
     if (direct != HR_DIRECT_OFF && !file.cached) {
         const int r = open_direct(&file, &why, err);

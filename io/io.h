@@ -18,6 +18,8 @@
  *   page_cache.c   what of a file is in memory already
  *   extents.c      whether a part of a file has bytes on a disk at all
  *   device.c       which disk that is
+ *   disk.c         what sysfs says of it
+ *   trial.c        what works here, found by doing it
  *   latency.c      percentiles
  *
  * Inside the folder io/backend.h holds the backend's interface; other folders need only this file.
@@ -138,6 +140,51 @@ struct hr_device_identity {
 };
 /* @return 0 or a negative errno */
 int hr_io_device_identity(int fd, struct hr_device_identity *ret_identity);
+
+/* What sysfs says of one disk. 0, "": it does not say. */
+struct hr_disk {
+    char name[32]; /* such as "nvme0n1" */
+    char model[48];
+    char scheduler[32]; /* the one in use */
+    uint32_t n_requests, max_segments, max_sectors_kib, max_hw_sectors_kib, read_ahead_kib;
+    bool spins;      /* or says so: virtual disks do, whatever lies behind them */
+    bool is_virtual; /* of a virtual machine */
+    bool has_link;
+    struct hr_pci_link link; /* of the disk, where it has one of its own: NVMe */
+    int node;                /* NUMA; -1: not said */
+};
+
+enum { HR_DISKS_MAX = 8 };
+
+/* The disks under an open file, those under a RAID, LVM or encrypted volume included.
+ * @param root  "", or the folder of a made-up /proc and /sys
+ * @return how many, at most HR_DISKS_MAX; 0: none is known (network, memory, overlay), or there is
+ *         no sysfs */
+uint32_t hr_io_disks(struct hr_disk ret_disks[HR_DISKS_MAX], const char *root, int fd);
+
+struct hr_io_backend_trial {
+    const char *name;
+    struct hr_error why_not; /* code 0: a read through it came back */
+    uint64_t pinned_bytes;   /* of the ring, registered with the kernel */
+};
+
+enum { HR_BACKENDS_MAX = 4 };
+
+struct hr_io_trial {
+    uint64_t ring_bytes, huge_bytes; /* that was taken for it; of it in huge pages */
+    const char *not_direct;          /* NULL: O_DIRECT works; else why not         */
+    uint32_t align_bytes;            /* of direct reads                            */
+    /* Those that are chosen without being named, in order of preference, as far as this build has
+     * them. */
+    struct hr_io_backend_trial backends[HR_BACKENDS_MAX];
+    uint32_t n_backends;
+};
+
+/* Take a ring, open the file with O_DIRECT, read its first block through each backend, and give all
+ * of it back.
+ * @return 0, also when nothing works; -ENOMEM, or the error of open() */
+int hr_io_try(struct hr_io_trial *ret_trial, const struct hr_read_file *file, uint64_t ring_bytes,
+              struct hr_error *err);
 
 /* Async-signal-safe. Waiting and later hr_reader_next() return -ECANCELED within 100 ms. */
 void hr_reader_interrupt(struct hr_reader *reader);
