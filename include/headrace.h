@@ -324,6 +324,45 @@ HR_API int hr_tuning_load(const struct hr_checkpoint *checkpoint, struct hr_tuni
 HR_API int hr_tuning_save(const struct hr_checkpoint *checkpoint, struct hr_tuning *tuning,
                           char **ret_path, struct hr_error *err);
 
+/* ---- doctor ------------------------------------------------------------------------- */
+
+enum hr_finding_state {
+    HR_FINDING_OK,
+    HR_FINDING_SLOW,    /* it works, and could be faster */
+    HR_FINDING_MISSING, /* it is not there, or nobody says */
+    HR_FINDING_STATES
+};
+
+/* "ok", "slow" or "missing". */
+HR_API const char *hr_finding_state_name(enum hr_finding_state state);
+
+struct hr_finding {
+    enum hr_finding_state state;
+    const char *name;   /* the same on every machine: "io_uring", "memlock", ...               */
+    const char *found;  /* one line, safe to print                                             */
+    const char *remedy; /* NULL where it is ok; else a line for a shell, or, where no command
+                           helps, "nothing to paste: " and the reason                         */
+};
+
+/* Strings live until it returns. */
+typedef void hr_finding_fn(void *user, const struct hr_finding *finding);
+
+/* All zero: the current folder. */
+struct hr_doctor_params {
+    const char *path;      /* a model's folder or file; NULL: the current folder */
+    const char *cache_dir; /* as of hr_checkpoint_params                         */
+};
+
+/* Ask this machine, and the filesystem of params->path, what decides the speed of a run: one call
+ * of fn for each thing. What can be tried is tried: a ring of memory, a direct read, a read through
+ * each backend, the devices. Needs no privileges; changes nothing, but where the path is a folder
+ * without a model a file without a name is written to it (64 KiB) and given up.
+ * @param params  NULL: all zero
+ * @return 0, whatever was found; -EINVAL the path is no folder and no file, -ENOENT and others: it
+ *         cannot be opened; -ENOMEM */
+HR_API int hr_doctor(const struct hr_doctor_params *params, hr_finding_fn *fn, void *user,
+                     struct hr_error *err);
+
 /* ---- checksums ---------------------------------------------------------------------- */
 
 /* What the bytes of a model were when the manifest was made: XXH3-128 of every tensor, of every
