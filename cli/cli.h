@@ -39,6 +39,7 @@ enum cli_verb_bit {
     CLI_PLAN = 1 << 7,
     CLI_BENCH = 1 << 8,
     CLI_TUNE = 1 << 9,
+    CLI_DOCTOR = 1 << 10,
     CLI_REPORT = 1 << 11,
     CLI_COMPLETION = 1 << 30,                /* has no model */
     CLI_COMPUTE = CLI_FORWARD | CLI_DENOISE, /* those that run the model        */
@@ -46,7 +47,7 @@ enum cli_verb_bit {
     CLI_MEASURE = CLI_BENCH | CLI_TUNE,
     /* those that read a model and do not run it */
     CLI_READ = CLI_CHECKSUM | CLI_VERIFY | CLI_MEASURE,
-    CLI_ALL = CLI_RUN | CLI_READ | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS | CLI_REPORT
+    CLI_ALL = CLI_RUN | CLI_READ | CLI_INSPECT | CLI_SYNTH | CLI_INPUTS | CLI_DOCTOR | CLI_REPORT
 };
 
 /* Of options that were not given. */
@@ -106,6 +107,7 @@ int cli_verify(const struct cli_options *o);
 int cli_plan(const struct cli_options *o);
 int cli_bench(const struct cli_options *o);
 int cli_tune(const struct cli_options *o);
+int cli_doctor(const struct cli_options *o);
 int cli_completion(const struct cli_options *o);
 int cli_report(const struct cli_options *o);
 

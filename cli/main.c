@@ -21,6 +21,8 @@ static const struct verb verbs[] = {
      "what the disk gives to this model, next to fio on the same files"},
     {"tune", CLI_TUNE, cli_tune, "MODEL",
      "find block size and depth for the model's disk, and keep them for later runs"},
+    {"doctor", CLI_DOCTOR, cli_doctor, "[MODEL]",
+     "what this machine and the model's disk allow, and how to get more; without a MODEL, here"},
     {"synth", CLI_SYNTH, cli_synth, "MODEL",
      "make a model of the published sizes, or others, with known values"},
     {"inputs", CLI_INPUTS, cli_inputs, "MODEL --output in.safetensors",
@@ -171,15 +173,16 @@ int main(int argc, char **argv)
         print_verb_help(verb);
         return cli_flush();
     }
-    if (options.n_paths == 0 && verb->bit != CLI_COMPLETION)
+    if (options.n_paths == 0 && !(verb->bit & (CLI_COMPLETION | CLI_DOCTOR)))
         return cli_usage("%s needs a %s; see headrace %s --help", verb->name,
                          verb->bit == CLI_REPORT ? "RUN.json" : "MODEL", verb->name);
 
     hr_log_set(log_line, NULL,
-               options.quiet           ? HR_LOG_ERROR
-               : options.verbose       ? HR_LOG_DEBUG
-               : verb->bit == CLI_PLAN ? HR_LOG_WARN /* its measurements are runs of their own */
-                                       : HR_LOG_INFO);
+               options.quiet             ? HR_LOG_ERROR
+               : options.verbose         ? HR_LOG_DEBUG
+               : verb->bit == CLI_PLAN   ? HR_LOG_WARN /* its measurements are runs of their own */
+               : verb->bit == CLI_DOCTOR ? HR_LOG_WARN /* its trials are reported */
+                                         : HR_LOG_INFO);
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is reported by cli_flush() */
     return verb->run(&options);
 }
