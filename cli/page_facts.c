@@ -160,7 +160,7 @@ static const struct fact machine_facts[] = {
     {"system", "system", TEXT},
 };
 
-/* What the JSON does not say is left out. */
+/* What the JSON does not say, and sizes of nothing, are left out. */
 static void put_fact(FILE *f, const struct fact *fact, const json_t *value)
 {
     const double v = json_number_value(value);
@@ -172,7 +172,7 @@ static void put_fact(FILE *f, const struct fact *fact, const json_t *value)
         : fact->kind == FLAG ? !json_is_boolean(value)
                              : !json_is_number(value))
         return;
-    if (fact->kind == SIZE && !(v >= 0.0 && v < 9e18))
+    if (fact->kind == SIZE && !(v > 0.0 && v < 9e18))
         return;
     fprintf(f, "<tr><th scope=\"row\">%s</th><td><bdi>", fact->what);
     switch (fact->kind) {
@@ -180,7 +180,7 @@ static void put_fact(FILE *f, const struct fact *fact, const json_t *value)
         page_text(f, json_string_value(value));
         break;
     case NUMBER:
-        fprintf(f, "%.6g", v);
+        fprintf(f, json_is_integer(value) ? "%.0f" : "%.4g", v);
         break;
     case SIZE:
         page_data(f, fact->key, v, page_size(shown, v));
