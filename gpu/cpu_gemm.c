@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gpu/cpu_openmp.h"
+
 enum { OPS_MAX = 256 };
 
 #if DNNL_VERSION_MAJOR < 3
@@ -218,7 +220,10 @@ int hr_gemm_get(struct hr_gemm *gemm, const struct hr_gemm_op **ret_op,
         i++;
     if (i == gemm->n_ops) {
         hr_assert(gemm->n_ops < OPS_MAX);
+        const int openmp_threads = hr_openmp_serial();
+
         rc = op_init(gemm, &gemm->ops[i], shape);
+        hr_openmp_restore(openmp_threads);
         if (rc < 0)
             return rc;
         gemm->n_ops++;

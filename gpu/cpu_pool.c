@@ -10,11 +10,12 @@
  */
 #include "gpu/cpu_pool.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+
+#include "gpu/cpu_openmp.h"
 
 /* Small stacks: of larger ones the system would make huge pages. */
 enum { SPIN_NS = 20000, STACK_BYTES = 1 << 20 };
@@ -40,11 +41,6 @@ struct hr_pool {
 
     atomic_size_t next_task;
     const atomic_int *cancelled; /* or NULL */
-
-    /* OpenMP's, where the matrix library brought it: its threads are kept to one for each of ours.
-     */
-    void (*omp_set_num_threads)(int n);
-    int (*omp_get_max_threads)(void);
 
     unsigned n_workers;
     struct worker workers[];
@@ -90,8 +86,7 @@ static void *worker_main(void *arg)
     struct hr_pool *pool = worker->pool;
     unsigned seen = 0;
 
-    if (pool->omp_set_num_threads)
-        pool->omp_set_num_threads(1);
+    hr_openmp_serial();
     pthread_mutex_lock(&pool->lock);
     while (!pool->stop) {
         if (!pool->is_open || atomic_load_explicit(&pool->n_jobs, memory_order_relaxed) == seen) {
@@ -135,13 +130,9 @@ static void close_job(struct hr_pool *pool)
 
 int hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks)
 {
+    const int openmp_threads = hr_openmp_serial(); /* the caller's own setting */
     size_t n_begun = 0;
-    int omp_threads = 0;
 
-    if (pool->omp_set_num_threads) { /* the caller's own setting comes back below */
-        omp_threads = pool->omp_get_max_threads();
-        pool->omp_set_num_threads(1);
-    }
     if (pool->n_workers == 0 || n_tasks == 1) {
         while (n_begun < n_tasks && !is_cancelled(pool))
             fn(ctx, n_begun++, 0);
@@ -161,8 +152,7 @@ int hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks)
         close_job(pool);
         n_begun = atomic_load_explicit(&pool->next_task, memory_order_relaxed);
     }
-    if (pool->omp_set_num_threads)
-        pool->omp_set_num_threads(omp_threads);
+    hr_openmp_restore(openmp_threads);
     return n_begun < n_tasks ? -ECANCELED : 0;
 }
 
@@ -180,10 +170,6 @@ int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads, const atomic_int
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->left, NULL);
-    *(void **) &pool->omp_set_num_threads = dlsym(RTLD_DEFAULT, "omp_set_num_threads");
-    *(void **) &pool->omp_get_max_threads = dlsym(RTLD_DEFAULT, "omp_get_max_threads");
-    if (!pool->omp_get_max_threads)
-        pool->omp_set_num_threads = NULL;
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, STACK_BYTES);
     /* Workers inherit this: signals are the caller's, and cpu_gemm.c says why not theirs. */

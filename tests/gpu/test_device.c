@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_device.c -- opening, the arena, weights, the pool of threads, and what the reference itself
  * is held to: values worked out by hand. */
+#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
@@ -381,6 +382,51 @@ static void test_reference(void **state)
     assert_true(y[0] == 10.0f + 0.5f * 11.5f && y[1] == 20.0f - 2.0f);
 }
 
+/* ---- threads ------------------------------------------------------------------------ */
+
+static unsigned count_threads(void)
+{
+    DIR *dir = opendir("/proc/self/task");
+    unsigned n = 0;
+
+    assert_non_null(dir);
+    for (struct dirent *entry; (entry = readdir(dir));)
+        n += entry->d_name[0] != '.';
+    closedir(dir);
+    return n;
+}
+
+/* The matrix library starts no threads beside the device's: they would spin on the cores that those
+ * and the disk's reader need. */
+static void test_no_other_threads(void **state)
+{
+    enum { T = 256, K = 512, N = 512 };
+    static float x[T * K], w[N * K], y[T * N];
+    const struct hr_linear p = {.x = x,
+                                .x_dtype = HR_DTYPE_F32,
+                                .x_stride = K,
+                                .w = w,
+                                .w_dtype = HR_DTYPE_F32,
+                                .n_tokens = T,
+                                .n_in = K,
+                                .n_out = N,
+                                .out = y,
+                                .out_dtype = HR_DTYPE_F32,
+                                .out_stride = N};
+    struct check_device device;
+
+    (void) state;
+    for (size_t i = 0; check_device_get(&device, i); i++)
+        for (unsigned n_threads = 1; n_threads <= 2; n_threads++) {
+            struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_F32, n_threads);
+            const unsigned before = count_threads();
+
+            assert_int_equal(hr_gpu_linear(gpu, &p), 0);
+            assert_int_equal(count_threads(), before);
+            hr_gpu_close(&gpu);
+        }
+}
+
 /* ---- signals ------------------------------------------------------------------------ */
 
 static volatile sig_atomic_t n_signals, n_elsewhere;
@@ -446,7 +492,7 @@ int main(void)
         cmocka_unit_test(test_weights),        cmocka_unit_test(test_pool),
         cmocka_unit_test(test_pool_cancelled), cmocka_unit_test(test_cancelled),
         cmocka_unit_test(test_reference),      cmocka_unit_test(test_scratch_bytes),
-        cmocka_unit_test(test_signals),
+        cmocka_unit_test(test_signals),        cmocka_unit_test(test_no_other_threads),
     };
 
     setenv("CUDA_VISIBLE_DEVICES", "", 1); /* "auto" is the CPU, whatever the machine has */
