@@ -352,9 +352,9 @@ size_t hr_dit_cond_step_floats(const struct hr_dit *dit); /* of shared.mods */
 /* Begin a forward: the vectors of its timestep, from the store, or the first layers of their
  * computation. The first forward fills the store. */
 int hr_dit_cond_begin(struct hr_dit *dit, float timestep, struct hr_error *err);
-/* Modulation vectors of a block: image [C, 6D] and text [1, 6D]. */
-int hr_dit_cond_block(struct hr_dit *dit, uint32_t idx, const float **ret_img,
-                      const float **ret_txt, struct hr_error *err);
+/* Modulation vectors of a block: of the image [C, 6D], or of the text [1, 6D]. */
+int hr_dit_cond_block(struct hr_dit *dit, uint32_t idx, bool is_image, const float **ret_mod,
+                      struct hr_error *err);
 /* Of the head: [2D], scale first. */
 int hr_dit_cond_head(struct hr_dit *dit, const float **ret_mod, struct hr_error *err);
 

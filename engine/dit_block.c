@@ -272,19 +272,27 @@ static int load_gains(struct hr_dit *dit, const struct hr_block_weights *w, bool
     return r;
 }
 
-static int attention_half(struct hr_dit *dit, const struct flow *img, const struct flow *txt,
-                          bool with_text, struct hr_error *err)
+/* A flow's modulation vectors, then its modulated input's queries, keys and values. */
+static int enter(struct hr_dit *dit, uint32_t idx, struct flow *flow, bool with_queries,
+                 struct hr_error *err)
 {
-    int r = modulate(dit, img, SHIFT1, SCALE1, err);
+    int r = hr_dit_cond_block(dit, idx, flow->is_image, &flow->mod, err);
 
     if (r == 0)
-        r = modulate(dit, txt, SHIFT1, SCALE1, err);
+        r = modulate(dit, flow, SHIFT1, SCALE1, err);
     if (r < 0)
         return r;
-    tap_flow(dit, img, "normed", side_of(dit, img, 0).normed, dit->act);
-    r = project_qkv(dit, img, true, err);
+    tap_flow(dit, flow, "normed", side_of(dit, flow, 0).normed, dit->act);
+    return project_qkv(dit, flow, with_queries, err);
+}
+
+static int attention_half(struct hr_dit *dit, uint32_t idx, struct flow *img, struct flow *txt,
+                          bool with_text, struct hr_error *err)
+{
+    int r = enter(dit, idx, img, true, err);
+
     if (r == 0)
-        r = project_qkv(dit, txt, with_text, err);
+        r = enter(dit, idx, txt, with_text, err);
     if (r == 0)
         r = attend(dit, with_text ? txt : img, err);
     if (r == 0)
@@ -314,16 +322,14 @@ int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err)
         .gain_q = gains + 2 * HR_HEAD_DIM,
         .gain_k = gains + 3 * HR_HEAD_DIM,
     };
-    int r = hr_dit_cond_block(dit, idx, &img.mod, &txt.mod, err);
+    int r = load_gains(dit, w, with_text, err);
 
     if (r == 0)
-        r = load_gains(dit, w, with_text, err);
-    if (r == 0)
-        r = attention_half(dit, &img, &txt, with_text, err);
-    if (r == 0)
-        r = mlp(dit, &img, err);
+        r = attention_half(dit, idx, &img, &txt, with_text, err);
     if (r == 0 && with_text)
         r = mlp(dit, &txt, err);
+    if (r == 0)
+        r = mlp(dit, &img, err);
     if (r == 0) {
         tap_flow(dit, &img, "block", side_of(dit, &img, 0).x, HR_DTYPE_F32);
         tap_flow(dit, &txt, "block", side_of(dit, &txt, 0).x, HR_DTYPE_F32);

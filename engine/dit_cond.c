@@ -165,26 +165,23 @@ int hr_dit_cond_begin(struct hr_dit *dit, float timestep, struct hr_error *err)
     return r;
 }
 
-int hr_dit_cond_block(struct hr_dit *dit, uint32_t idx, const float **ret_img,
-                      const float **ret_txt, struct hr_error *err)
+int hr_dit_cond_block(struct hr_dit *dit, uint32_t idx, bool is_image, const float **ret_mod,
+                      struct hr_error *err)
 {
-    const size_t D = dit->model.width;
-    float *img = dit->shared.mods + (dit->timesteps ? idx * block_floats(dit) : 0);
-    float *txt = img + n_cond(dit) * 6 * D;
+    const struct hr_block_weights *w = &dit->model.blocks[idx];
+    const size_t D = dit->model.width, n_rows = is_image ? n_cond(dit) : 1;
+    float *mod = dit->shared.mods + (dit->timesteps ? idx * block_floats(dit) : 0) +
+                 (is_image ? 0 : n_cond(dit) * 6 * D);
     int r = 0;
 
-    if (!dit->timesteps) {
-        const struct hr_block_weights *w = &dit->model.blocks[idx];
-
-        r = run_rows(dit, &w->img.mod, dit->shared.cond, n_cond(dit), HR_EPILOGUE_STORE, img, err);
-        if (r == 0)
-            r = run_rows(dit, &w->txt.mod, dit->shared.cond, 1, HR_EPILOGUE_STORE, txt, err);
-    }
+    if (!dit->timesteps)
+        r = run_rows(dit, is_image ? &w->img.mod : &w->txt.mod, dit->shared.cond, n_rows,
+                     HR_EPILOGUE_STORE, mod, err);
     if (r < 0)
         return r;
-    hr_dit_tap(dit, "img.mod", img, HR_DTYPE_F32, n_cond(dit), 6 * D);
-    *ret_img = img;
-    *ret_txt = txt;
+    if (is_image)
+        hr_dit_tap(dit, "img.mod", mod, HR_DTYPE_F32, n_rows, 6 * D);
+    *ret_mod = mod;
     return 0;
 }
 

@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dit_layout.c -- which tensors the Qwen-Image DiT has, of which shapes, in which order of use.
  *
- * Two tables say it all: each line is a tensor, where it goes in our structs and its shape. The
+ * The tables say it all: each line is a tensor, where it goes in our structs and its shape. The
  * order of the lines is the order in which the forward pass asks for them, and so the order in
- * which the disk is read. Names and shapes are those of the published checkpoints. */
+ * which the disk is read. Names and shapes are those of the published checkpoints.
+ *
+ * Layers of many tokens (the image's) take longer to compute than to read, those of few tokens
+ * (modulation, the text's) the other way round. So the two kinds alternate in portions that the
+ * ring holds: while the image's are computed, the ring fills with what comes next. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,19 +31,24 @@ struct spec {
     enum dim rows, cols; /* cols NONE: a vector            */
     enum when when;
     bool is_linear; /* the weight of a linear layer, member of a struct hr_linear_weights */
+    bool is_cond;   /* of the conditioning, which can come before everything else         */
 };
 
-#define LINEAR(base, name_, member_, out, in, when)                                 \
-    {name_ ".bias", offsetof(struct base, member_.bias), out, NONE, when, false},   \
-    {                                                                               \
-        name_ ".weight", offsetof(struct base, member_.weight), out, in, when, true \
+#define LINEAR(base, name_, member_, out, in, when, is_cond)                                 \
+    {name_ ".bias", offsetof(struct base, member_.bias), out, NONE, when, false, is_cond},   \
+    {                                                                                        \
+        name_ ".weight", offsetof(struct base, member_.weight), out, in, when, true, is_cond \
     }
 #define BLOCK_LINEAR(name_, member_, out, in, when) \
-    LINEAR(hr_block_weights, name_, member_, out, in, when)
-#define MODEL_LINEAR(name_, member_, out, in) LINEAR(hr_dit_model, name_, member_, out, in, ALWAYS)
-#define GAIN(name_, member_, when)                                                           \
-    {                                                                                        \
-        name_ ".weight", offsetof(struct hr_block_weights, member_), HEAD, NONE, when, false \
+    LINEAR(hr_block_weights, name_, member_, out, in, when, false)
+#define BLOCK_MODULATION(name_, member_) \
+    LINEAR(hr_block_weights, name_, member_, SIX_D, ONE_D, ALWAYS, true)
+#define MODEL_LINEAR(name_, member_, out, in) \
+    LINEAR(hr_dit_model, name_, member_, out, in, ALWAYS, false)
+#define GAIN(name_, member_, when)                                                            \
+    {                                                                                         \
+        name_ ".weight", offsetof(struct hr_block_weights, member_), HEAD, NONE, when, false, \
+            false                                                                             \
     }
 
 /* The conditioning, which follows from the timestep alone, apart from the rest: it can come first.
@@ -47,19 +56,14 @@ struct spec {
 static const struct spec specs_time[] = {
     MODEL_LINEAR("time_text_embed.timestep_embedder.linear_1", time_1, ONE_D, SINUSOID),
     {"time_text_embed.addition_t_embedding.weight", offsetof(struct hr_dit_model, addition_t), TWO,
-     ONE_D, LAYERED, false},
+     ONE_D, LAYERED, false, false},
     MODEL_LINEAR("time_text_embed.timestep_embedder.linear_2", time_2, ONE_D, ONE_D),
 };
 
 static const struct spec specs_in[] = {
     MODEL_LINEAR("img_in", img_in, ONE_D, TOKEN),
-    {"txt_norm.weight", offsetof(struct hr_dit_model, txt_norm), JOINT, NONE, ALWAYS, false},
+    {"txt_norm.weight", offsetof(struct hr_dit_model, txt_norm), JOINT, NONE, ALWAYS, false, false},
     MODEL_LINEAR("txt_in", txt_in, ONE_D, JOINT),
-};
-
-static const struct spec specs_mod[] = {
-    BLOCK_LINEAR("img_mod.1", img.mod, SIX_D, ONE_D, ALWAYS),
-    BLOCK_LINEAR("txt_mod.1", txt.mod, SIX_D, ONE_D, ALWAYS),
 };
 
 static const struct spec specs_block[] = {
@@ -67,18 +71,20 @@ static const struct spec specs_block[] = {
     GAIN("attn.norm_k", img.norm_k, ALWAYS),
     GAIN("attn.norm_added_q", txt.norm_q, FOR_TEXT),
     GAIN("attn.norm_added_k", txt.norm_k, ALWAYS),
+    BLOCK_MODULATION("img_mod.1", img.mod),
     BLOCK_LINEAR("attn.to_q", img.to_q, ONE_D, ONE_D, ALWAYS),
     BLOCK_LINEAR("attn.to_k", img.to_k, ONE_D, ONE_D, ALWAYS),
     BLOCK_LINEAR("attn.to_v", img.to_v, ONE_D, ONE_D, ALWAYS),
+    BLOCK_MODULATION("txt_mod.1", txt.mod),
     BLOCK_LINEAR("attn.add_q_proj", txt.to_q, ONE_D, ONE_D, FOR_TEXT),
     BLOCK_LINEAR("attn.add_k_proj", txt.to_k, ONE_D, ONE_D, ALWAYS),
     BLOCK_LINEAR("attn.add_v_proj", txt.to_v, ONE_D, ONE_D, ALWAYS),
     BLOCK_LINEAR("attn.to_out.0", img.to_out, ONE_D, ONE_D, ALWAYS),
     BLOCK_LINEAR("attn.to_add_out", txt.to_out, ONE_D, ONE_D, FOR_TEXT),
-    BLOCK_LINEAR("img_mlp.net.0.proj", img.mlp_up, FOUR_D, ONE_D, ALWAYS),
-    BLOCK_LINEAR("img_mlp.net.2", img.mlp_down, ONE_D, FOUR_D, ALWAYS),
     BLOCK_LINEAR("txt_mlp.net.0.proj", txt.mlp_up, FOUR_D, ONE_D, FOR_TEXT),
     BLOCK_LINEAR("txt_mlp.net.2", txt.mlp_down, ONE_D, FOUR_D, FOR_TEXT),
+    BLOCK_LINEAR("img_mlp.net.0.proj", img.mlp_up, FOUR_D, ONE_D, ALWAYS),
+    BLOCK_LINEAR("img_mlp.net.2", img.mlp_down, ONE_D, FOUR_D, ALWAYS),
 };
 
 static const struct spec specs_norm_out[] = {
@@ -341,12 +347,11 @@ static int bind_block(struct binding *b, uint32_t block, struct list *conditioni
     int r = 0;
 
     snprintf(prefix, sizeof(prefix), "%s%u.", block_prefix, block);
-    for (size_t i = 0; i < HR_ARRAY_SIZE(specs_mod) && r == 0; i++)
-        r = bind_tensor(b, &specs_mod[i], prefix, weights, runs ? conditioning : NULL);
     for (size_t i = 0; i < HR_ARRAY_SIZE(specs_block) && r == 0; i++) {
         const bool dead = last && specs_block[i].when == FOR_TEXT && !complete;
+        struct list *list = specs_block[i].is_cond ? conditioning : &b->each;
 
-        r = bind_tensor(b, &specs_block[i], prefix, weights, runs && !dead ? &b->each : NULL);
+        r = bind_tensor(b, &specs_block[i], prefix, weights, runs && !dead ? list : NULL);
     }
     return r;
 }
