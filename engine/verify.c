@@ -234,12 +234,6 @@ struct making {
     bool complete;           /* there was memory for all of it      */
 };
 
-static int compare_files(const void *a, const void *b)
-{
-    return strcmp(((const struct hr_manifest_file *) a)->name,
-                  ((const struct hr_manifest_file *) b)->name);
-}
-
 static int make_files(struct making *making, struct hr_error *err)
 {
     struct hr_manifest *m = &making->manifest;
@@ -260,7 +254,7 @@ static int make_files(struct making *making, struct hr_error *err)
             file->mtime_ns =
                 (uint64_t) st.st_mtim.tv_sec * 1000000000u + (uint64_t) st.st_mtim.tv_nsec;
     }
-    qsort(m->files, m->n_files, sizeof(*m->files), compare_files);
+    hr_manifest_sort_files(m);
     for (uint32_t i = 1; i < m->n_files; i++)
         if (strcmp(m->files[i - 1].name, m->files[i].name) == 0)
             return hr_error_set(err, -EINVAL,
@@ -268,10 +262,8 @@ static int make_files(struct making *making, struct hr_error *err)
                                 "their names",
                                 hr_printable(m->files[i].name, shown, sizeof(shown)));
     for (uint32_t i = 0; i < m->n_files; i++) {
-        const struct hr_manifest_file key = {
-            .name = hr_base_name(hr_checkpoint_shard(making->checkpoint, i)->path)};
-        const struct hr_manifest_file *file =
-            bsearch(&key, m->files, m->n_files, sizeof(key), compare_files);
+        const char *path = hr_checkpoint_shard(making->checkpoint, i)->path;
+        const struct hr_manifest_file *file = hr_manifest_find_file(m, hr_base_name(path));
 
         making->file_of_shard[i] = (uint32_t) (file - m->files);
     }
@@ -387,11 +379,9 @@ static void found_tensor(struct comparison *c, enum hr_damage_kind kind,
 static int compare_file(struct comparison *c, uint32_t shard_idx, struct hr_error *err)
 {
     const struct hr_shard *shard = hr_checkpoint_shard(c->checkpoint, shard_idx);
-    const struct hr_manifest_file key = {.name = hr_base_name(shard->path)};
-    const struct hr_manifest *m = c->manifest;
-    const struct hr_manifest_file *listed =
-        m->n_files ? bsearch(&key, m->files, m->n_files, sizeof(key), compare_files) : NULL;
-    struct hr_damage damage = {.file = key.name, .size_bytes = shard->size_bytes};
+    const char *name = hr_base_name(shard->path);
+    const struct hr_manifest_file *listed = hr_manifest_find_file(c->manifest, name);
+    struct hr_damage damage = {.file = name, .size_bytes = shard->size_bytes};
     struct hr_hash header = {0};
     uint64_t header_bytes = 0;
     char was[32], is[32];
@@ -411,7 +401,7 @@ static int compare_file(struct comparison *c, uint32_t shard_idx, struct hr_erro
     r = hash_header(c->checkpoint, shard_idx, &header, &header_bytes, err);
     if (r == 0 && !hr_hash_equal(header, listed->header))
         found(c, &(struct hr_damage){
-                     .kind = HR_DAMAGE_HEADER, .file = key.name, .size_bytes = header_bytes});
+                     .kind = HR_DAMAGE_HEADER, .file = name, .size_bytes = header_bytes});
     return r;
 }
 

@@ -161,6 +161,11 @@ int hr_manifest_parse(struct hr_manifest *ret_manifest, const char *json, size_t
  * @return 0, -ENOMEM, or -EINVAL for a name that JSON cannot hold */
 int hr_manifest_build(char **ret_text, size_t *ret_bytes, const struct hr_manifest *manifest,
                       struct hr_error *err);
+/* Put the files in order, so that one can be found. */
+void hr_manifest_sort_files(struct hr_manifest *manifest);
+/* @param name  the base name. @return NULL: it is not among the files */
+const struct hr_manifest_file *hr_manifest_find_file(const struct hr_manifest *manifest,
+                                                     const char *name);
 void hr_manifest_uninit(struct hr_manifest *manifest);
 
 /* ---- table of states ---------------------------------------------------------------- */

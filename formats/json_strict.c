@@ -300,6 +300,24 @@ int hr_json_object_next(struct hr_json_object *object, struct hr_json_member *re
     return 1;
 }
 
+int hr_json_each(const struct hr_json_source *source, struct hr_json_span span, const char *kind,
+                 struct hr_arena *arena, hr_json_visit *visit, void *user)
+{
+    struct hr_json_object object;
+    struct hr_json_member member;
+    int r = hr_json_object_init(&object, source, span, kind, arena);
+
+    if (r < 0)
+        return r;
+    while ((r = hr_json_object_next(&object, &member)) > 0) {
+        r = visit(user, &object, &member);
+        if (r < 0)
+            break;
+    }
+    hr_json_object_uninit(&object);
+    return r;
+}
+
 bool hr_json_get_u64(const json_t *value, uint64_t *ret_number)
 {
     if (!json_is_integer(value) || json_integer_value(value) < 0)

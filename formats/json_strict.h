@@ -61,6 +61,14 @@ int hr_json_object_init(struct hr_json_object *object, const struct hr_json_sour
 int hr_json_object_next(struct hr_json_object *object, struct hr_json_member *ret_member);
 void hr_json_object_uninit(struct hr_json_object *object);
 
+/* A member's turn. @return 0 to go on, or a negative errno to end the walk with it */
+typedef int hr_json_visit(void *user, const struct hr_json_object *object,
+                          const struct hr_json_member *member);
+/* All of the above for each member of the object that `span` holds.
+ * @return 0, the error of the object, or that of `visit` */
+int hr_json_each(const struct hr_json_source *source, struct hr_json_span span, const char *kind,
+                 struct hr_arena *arena, hr_json_visit *visit, void *user);
+
 /* Parse a member's value. An integer that int64 cannot hold, and -0, come out as something that
  * hr_json_get_u64() refuses.
  * @param ret_value  owned by the caller

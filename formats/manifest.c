@@ -115,6 +115,22 @@ static int compare_files(const void *a, const void *b)
                   ((const struct hr_manifest_file *) b)->name);
 }
 
+void hr_manifest_sort_files(struct hr_manifest *manifest)
+{
+    if (manifest->n_files)
+        qsort(manifest->files, manifest->n_files, sizeof(*manifest->files), compare_files);
+}
+
+const struct hr_manifest_file *hr_manifest_find_file(const struct hr_manifest *manifest,
+                                                     const char *name)
+{
+    const struct hr_manifest_file key = {.name = name};
+
+    return manifest->n_files
+               ? bsearch(&key, manifest->files, manifest->n_files, sizeof(key), compare_files)
+               : NULL;
+}
+
 static int compare_tensors(const void *a, const void *b)
 {
     return strcmp(((const struct hr_manifest_tensor *) a)->name,
@@ -137,9 +153,7 @@ static int add_tensor(struct reader *reader, const char *name, const json_t *val
         !get_hash(json_object_get(value, "data"), &tensor.hash))
         return fail(reader, "tensor", name,
                     "expected file, type, range of two integers, and data, a hash of 32 digits");
-    const struct hr_manifest_file key = {.name = file_name};
-    const struct hr_manifest_file *file =
-        m->n_files ? bsearch(&key, m->files, m->n_files, sizeof(key), compare_files) : NULL;
+    const struct hr_manifest_file *file = hr_manifest_find_file(m, file_name);
 
     if (!file)
         return fail(reader, "tensor", name, "its file is not among the files");
@@ -159,28 +173,32 @@ static int add_tensor(struct reader *reader, const char *name, const json_t *val
     return 0;
 }
 
-static int read_list(struct reader *reader, struct hr_json_span span, const char *kind,
-                     int (*add)(struct reader *reader, const char *name, const json_t *value))
+/* What takes one value. */
+typedef int take_value(struct reader *reader, const char *key, const json_t *value);
+
+static int visit(struct reader *reader, const struct hr_json_object *object,
+                 const struct hr_json_member *member, take_value *take)
 {
-    struct hr_json_object object;
-    struct hr_json_member member;
-    int r = hr_json_object_init(&object, reader->source, span, kind, reader->arena);
+    json_t *value;
+    int r = hr_json_load_member(&value, object, member);
 
     if (r < 0)
         return r;
-    while ((r = hr_json_object_next(&object, &member)) > 0) {
-        json_t *value;
-
-        r = hr_json_load_member(&value, &object, &member);
-        if (r < 0)
-            break;
-        r = add(reader, member.key, value);
-        json_decref(value);
-        if (r < 0)
-            break;
-    }
-    hr_json_object_uninit(&object);
+    r = take(reader, member->key, value);
+    json_decref(value);
     return r;
+}
+
+static int visit_file(void *user, const struct hr_json_object *object,
+                      const struct hr_json_member *member)
+{
+    return visit(user, object, member, add_file);
+}
+
+static int visit_tensor(void *user, const struct hr_json_object *object,
+                        const struct hr_json_member *member)
+{
+    return visit(user, object, member, add_tensor);
 }
 
 /* ---- the whole ---------------------------------------------------------------------- */
@@ -208,35 +226,26 @@ static int read_value(struct reader *reader, const char *key, const json_t *valu
 }
 
 /* Files before tensors, which name them; the text may have them in any order. */
+static int visit_member(void *user, const struct hr_json_object *object,
+                        const struct hr_json_member *member)
+{
+    struct reader *reader = user;
+
+    if (strcmp(member->key, "files") == 0)
+        reader->files = member->value;
+    else if (strcmp(member->key, "tensors") == 0)
+        reader->tensors = member->value;
+    else
+        return visit(reader, object, member, read_value);
+    return 0;
+}
+
 static int read_members(struct reader *reader)
 {
     const struct hr_json_source *source = reader->source;
-    struct hr_json_object object;
-    struct hr_json_member member;
-    int r = hr_json_object_init(&object, source, hr_json_span_of(source), "key", reader->arena);
+    int r =
+        hr_json_each(source, hr_json_span_of(source), "key", reader->arena, visit_member, reader);
 
-    if (r < 0)
-        return r;
-    while ((r = hr_json_object_next(&object, &member)) > 0) {
-        json_t *value;
-
-        if (strcmp(member.key, "files") == 0) {
-            reader->files = member.value;
-            continue;
-        }
-        if (strcmp(member.key, "tensors") == 0) {
-            reader->tensors = member.value;
-            continue;
-        }
-        r = hr_json_load_member(&value, &object, &member);
-        if (r < 0)
-            break;
-        r = read_value(reader, member.key, value);
-        json_decref(value);
-        if (r < 0)
-            break;
-    }
-    hr_json_object_uninit(&object);
     if (r == 0 && (!reader->has_version || !reader->has_hash || !reader->files.begin ||
                    !reader->tensors.begin))
         r = hr_error_set(source->err, -EBADMSG,
@@ -249,13 +258,13 @@ static int read_members(struct reader *reader)
 static int read_lists(struct reader *reader)
 {
     struct hr_manifest *m = &reader->manifest;
-    int r = read_list(reader, reader->files, "file", add_file);
+    int r = hr_json_each(reader->source, reader->files, "file", reader->arena, visit_file, reader);
 
     if (r < 0)
         return r;
-    if (m->n_files)
-        qsort(m->files, m->n_files, sizeof(*m->files), compare_files);
-    r = read_list(reader, reader->tensors, "tensor", add_tensor);
+    hr_manifest_sort_files(m);
+    r = hr_json_each(reader->source, reader->tensors, "tensor", reader->arena, visit_tensor,
+                     reader);
     if (r == 0 && m->n_tensors)
         qsort(m->tensors, m->n_tensors, sizeof(*m->tensors), compare_tensors);
     return r;

@@ -196,57 +196,43 @@ static int add_entry(struct reader *reader, const struct hr_json_object *object,
 /* ---- the whole ---------------------------------------------------------------------- */
 
 /* A map of strings, of which nothing is kept. */
+static int check_string(void *user, const struct hr_json_object *object,
+                        const struct hr_json_member *member)
+{
+    const struct hr_json_source *source = object->source;
+    char name[NAME_BYTES];
+    json_t *value;
+    int r;
+
+    (void) user;
+    if (*member->value.begin != '"')
+        return hr_error_set(source->err, -EBADMSG, "%s: metadata key \"%s\": not a string",
+                            source->what, hr_printable(member->key, name, sizeof(name)));
+    r = hr_json_load_member(&value, object, member);
+    if (r == 0)
+        json_decref(value);
+    return r;
+}
+
 static int check_metadata(const struct hr_json_source *source, struct hr_json_span span)
 {
     struct hr_arena arena = {0};
-    struct hr_json_object object;
-    struct hr_json_member member;
     int r;
 
     if (*span.begin != '{')
         return hr_error_set(source->err, -EBADMSG, "%s: %s is no object", source->what,
                             metadata_key);
-    r = hr_json_object_init(&object, source, span, "metadata key", &arena);
-    if (r < 0)
-        return r;
-    while ((r = hr_json_object_next(&object, &member)) > 0) {
-        char name[NAME_BYTES];
-        json_t *value;
-
-        if (*member.value.begin != '"') {
-            r = hr_error_set(source->err, -EBADMSG, "%s: metadata key \"%s\": not a string",
-                             source->what, hr_printable(member.key, name, sizeof(name)));
-            break;
-        }
-        r = hr_json_load_member(&value, &object, &member);
-        if (r < 0)
-            break;
-        json_decref(value);
-    }
-    hr_json_object_uninit(&object);
+    r = hr_json_each(source, span, "metadata key", &arena, check_string, NULL);
     hr_arena_uninit(&arena);
     return r;
 }
 
-static int read_members(struct reader *reader)
+static int visit_member(void *user, const struct hr_json_object *object,
+                        const struct hr_json_member *member)
 {
-    const struct hr_json_source *source = reader->source;
-    struct hr_json_object object;
-    struct hr_json_member member;
-    int r = hr_json_object_init(&object, source, hr_json_span_of(source), "tensor", reader->arena);
-
-    if (r < 0)
-        return r;
-    while ((r = hr_json_object_next(&object, &member)) > 0) {
-        if (strcmp(member.key, metadata_key) == 0)
-            r = check_metadata(source, member.value);
-        else
-            r = add_entry(reader, &object, &member);
-        if (r < 0)
-            break;
-    }
-    hr_json_object_uninit(&object);
-    return r;
+    if (strcmp(member->key, metadata_key) == 0)
+        return check_metadata(object->source, member->value);
+    return add_entry(user, object, member);
 }
 
 static int compare_u64(uint64_t a, uint64_t b)
@@ -318,7 +304,7 @@ int hr_header_parse(struct hr_header *ret_header, const char *json, size_t json_
                             json_bytes, file_bytes);
     reader.data_begin_bytes = 8 + (uint64_t) json_bytes;
     reader.data_bytes = file_bytes - reader.data_begin_bytes;
-    r = read_members(&reader);
+    r = hr_json_each(&source, hr_json_span_of(&source), "tensor", &arena, visit_member, &reader);
     if (r == 0)
         r = check_tiling(&reader);
     if (r < 0) {

@@ -89,60 +89,49 @@ static int add_pair(struct reader *reader, const char *tensor, const json_t *val
     return 0;
 }
 
-static int read_map(struct reader *reader, struct hr_json_span span)
+static int visit_pair(void *user, const struct hr_json_object *object,
+                      const struct hr_json_member *member)
 {
-    struct hr_json_object object;
-    struct hr_json_member member;
-    int r;
+    json_t *value;
+    int r = hr_json_load_member(&value, object, member);
 
-    if (*span.begin != '{')
-        return hr_error_set(reader->source->err, -EBADMSG, "%s: weight_map is no object",
-                            reader->source->what);
-    r = hr_json_object_init(&object, reader->source, span, "tensor", reader->arena);
     if (r < 0)
         return r;
-    while ((r = hr_json_object_next(&object, &member)) > 0) {
-        json_t *value;
+    r = add_pair(user, member->key, value);
+    json_decref(value);
+    return r;
+}
 
-        r = hr_json_load_member(&value, &object, &member);
-        if (r < 0)
-            break;
-        r = add_pair(reader, member.key, value);
-        json_decref(value);
-        if (r < 0)
-            break;
+static int visit_member(void *user, const struct hr_json_object *object,
+                        const struct hr_json_member *member)
+{
+    struct reader *reader = user;
+    json_t *value;
+    int r;
+
+    if (strcmp(member->key, "weight_map") == 0) {
+        reader->has_map = true;
+        if (*member->value.begin != '{')
+            return hr_error_set(reader->source->err, -EBADMSG, "%s: weight_map is no object",
+                                reader->source->what);
+        return hr_json_each(reader->source, member->value, "tensor", reader->arena, visit_pair,
+                            reader);
     }
-    hr_json_object_uninit(&object);
+    r = hr_json_load_member(&value, object, member);
+    if (r == 0)
+        json_decref(value);
     return r;
 }
 
 static int read_members(struct reader *reader)
 {
     const struct hr_json_source *source = reader->source;
-    struct hr_json_object object;
-    struct hr_json_member member;
-    int r = hr_json_object_init(&object, source, hr_json_span_of(source), "key", reader->arena);
+    const int r =
+        hr_json_each(source, hr_json_span_of(source), "key", reader->arena, visit_member, reader);
 
-    if (r < 0)
-        return r;
-    while ((r = hr_json_object_next(&object, &member)) > 0) {
-        json_t *value;
-
-        if (strcmp(member.key, "weight_map") == 0) {
-            reader->has_map = true;
-            r = read_map(reader, member.value);
-        } else {
-            r = hr_json_load_member(&value, &object, &member);
-            if (r == 0)
-                json_decref(value);
-        }
-        if (r < 0)
-            break;
-    }
-    hr_json_object_uninit(&object);
     if (r == 0 && reader->n_pairs == 0)
-        r = hr_error_set(source->err, -EBADMSG, "%s: %s", source->what,
-                         reader->has_map ? "weight_map is empty" : "no weight_map");
+        return hr_error_set(source->err, -EBADMSG, "%s: %s", source->what,
+                            reader->has_map ? "weight_map is empty" : "no weight_map");
     return r;
 }
 
