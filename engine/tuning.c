@@ -6,7 +6,6 @@
  * kernel finds nothing, and reads with the defaults until it has been measured.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,40 +86,20 @@ static char *tuning_path(const struct hr_tuning *tuning)
 /* ---- load and save ------------------------------------------------------------------------ */
 
 /* @return 1, 0 there is no such file, or a negative errno */
-static int read_text(const char *path, char **ret_text, size_t *ret_bytes)
-{
-    uint64_t bytes;
-    mode_t mode;
-    char *text;
-    int fd, r = hr_file_open(AT_FDCWD, path, 0, &fd, &bytes, &mode);
-
-    if (r < 0)
-        return r == -ENOENT || r == -ENOTDIR ? 0 : r;
-    text = bytes <= TUNING_BYTES_MAX ? malloc(bytes + 1) : NULL;
-    r = text ? hr_file_read(fd, text, bytes, 0) : bytes <= TUNING_BYTES_MAX ? -ENOMEM : -EFBIG;
-    close(fd);
-    if (r < 0) {
-        free(text);
-        return r;
-    }
-    *ret_text = text;
-    *ret_bytes = bytes;
-    return 1;
-}
-
 static int load_from(const char *path, const struct hr_tuning *here, struct hr_tuning *ret_tuning,
                      struct hr_error *err)
 {
-    char shown[SHOWN_BYTES], reason[128], *text;
+    struct hr_error reading = {0};
+    char shown[SHOWN_BYTES], *text;
     size_t bytes;
-    int r = read_text(path, &text, &bytes);
+    int r = hr_file_read_text(path, "the figures of this disk", TUNING_BYTES_MAX, &text, &bytes,
+                              &reading);
 
     hr_printable(path, shown, sizeof(shown));
-    if (r == 0)
+    if (r == -ENOENT || r == -ENOTDIR)
         return 0;
     if (r < 0)
-        return hr_error_set(err, r, "%s: cannot be read: %s", shown,
-                            hr_strerror(r, reason, sizeof(reason)));
+        return hr_error_set(err, r, "%s", reading.message);
     r = hr_tuning_parse(ret_tuning, text, bytes, shown, err);
     free(text);
     if (r < 0)
@@ -169,29 +148,24 @@ static int make_folders(const char *path)
 }
 
 /* The whole file or none of it: others may read it at this moment. */
-static int replace_file(const char *path, const char *text)
+static int write_to(const char *path, const char *text, struct hr_error *err)
 {
-    char *temp;
-    int fd, r;
+    struct hr_replacement file;
+    int r = make_folders(path);
+    char shown[SHOWN_BYTES], reason[128];
 
-    if (asprintf(&temp, "%s.tmp-%ld", path, (long) getpid()) < 0)
-        return -ENOMEM;
-    fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
-    r = fd < 0 ? -errno : hr_file_write(fd, text, strlen(text), 0);
-    if (fd >= 0 && close(fd) < 0 && r == 0)
-        r = -errno;
-    if (r == 0 && rename(temp, path) < 0)
-        r = -errno;
-    if (r < 0 && fd >= 0)
-        unlink(temp);
-    free(temp);
-    return r;
+    if (r < 0)
+        return hr_error_set(err, r, "%s: cannot make its folder: %s",
+                            hr_printable(path, shown, sizeof(shown)),
+                            hr_strerror(r, reason, sizeof(reason)));
+    r = hr_replace_begin(&file, path, err);
+    return r < 0 ? r : hr_replace_end(&file, hr_file_write(file.fd, text, strlen(text), 0), err);
 }
 
 int hr_tuning_save(const struct hr_checkpoint *checkpoint, struct hr_tuning *tuning,
                    char **ret_path, struct hr_error *err)
 {
-    char shown[SHOWN_BYTES], reason[128], *path, *text;
+    char *path, *text;
     int r = identify(checkpoint, tuning, err);
 
     if (r == 0)
@@ -203,13 +177,8 @@ int hr_tuning_save(const struct hr_checkpoint *checkpoint, struct hr_tuning *tun
         return hr_error_set(err, -ENOENT,
                             "nowhere to keep the figures: set XDG_CACHE_HOME or HOME to a folder");
     text = hr_tuning_build(tuning);
-    r = text ? make_folders(path) : -ENOMEM;
-    if (r == 0)
-        r = replace_file(path, text);
+    r = text ? write_to(path, text, err) : hr_error_set(err, -ENOMEM, "no memory for the figures");
     free(text);
-    if (r < 0)
-        hr_error_set(err, r, "%s: cannot be written: %s", hr_printable(path, shown, sizeof(shown)),
-                     hr_strerror(r, reason, sizeof(reason)));
     if (ret_path && r == 0)
         *ret_path = path;
     else

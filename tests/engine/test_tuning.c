@@ -16,6 +16,7 @@
 
 #include "common/common.h"
 #include "engine/checkpoint.h"
+#include "engine/tuning.h"
 #include "tests/engine/model_fixture.h"
 
 static struct model_fixture model;
@@ -140,6 +141,39 @@ static void test_strange_files(void **state)
     free(path);
 }
 
+/* A run that was bound by a disk much slower than saved says so; any other does not. */
+static void test_slow_disk_is_said(void **state)
+{
+    const struct hr_stream_stats slow = {
+        .n_files = 1,
+        .n_files_direct = 1,
+        .bytes_read = 2 * HR_TUNING_BYTES_MIN,
+        .busy_ns = 2 * HR_TUNING_BYTES_MIN, /* 1 GB/s, 1.9 were the low end */
+        .in_flight = 20.0,
+        .depth = 24,
+    };
+    struct hr_stream_stats other[5];
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(other); i++)
+        other[i] = slow;
+    other[0].busy_ns = slow.busy_ns * 2 / 3; /* 1.5 GB/s */
+    other[1].bytes_read = other[1].busy_ns = HR_TUNING_BYTES_MIN / 2;
+    other[2].in_flight = 10.0; /* its user was the slower one */
+    other[3].n_files_direct = 0;
+    other[4].busy_ns = 0;
+    hr_log_set(keep_warning, NULL, HR_LOG_WARN);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(other); i++) {
+        last_warning[0] = '\0';
+        hr_tuning_compare(&good, &other[i]);
+        assert_string_equal(last_warning, "");
+    }
+    hr_tuning_compare(&good, &slow);
+    assert_non_null(strstr(last_warning, "gave 1.00 GB/s"));
+    assert_non_null(strstr(last_warning, "headrace tune"));
+    hr_log_set(NULL, NULL, HR_LOG_WARN);
+}
+
 static void test_nowhere_to_save(void **state)
 {
     struct hr_tuning tuning = good;
@@ -235,9 +269,9 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_saved_and_used), cmocka_unit_test(test_bad_values_are_not_saved),
-        cmocka_unit_test(test_strange_files),  cmocka_unit_test(test_nowhere_to_save),
-        cmocka_unit_test(test_range_state),
+        cmocka_unit_test(test_saved_and_used),    cmocka_unit_test(test_bad_values_are_not_saved),
+        cmocka_unit_test(test_strange_files),     cmocka_unit_test(test_nowhere_to_save),
+        cmocka_unit_test(test_slow_disk_is_said), cmocka_unit_test(test_range_state),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
