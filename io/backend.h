@@ -33,11 +33,11 @@ struct hr_io_file {
     uint64_t device;                   /* st_dev                                               */
     _Atomic bool direct;
     bool cached; /* buffered because it lies in the page cache                                 */
+    const char *why_buffered; /* why O_DIRECT was wanted and does not work; NULL otherwise     */
 };
 
-/* Open `source` again for streaming, with O_DIRECT where `direct` and the filesystem agree. A file
- * that AUTO must read buffered is named once at HR_LOG_INFO; one that it reads buffered since
- * nearly all of it is in the page cache is only marked as such.
+/* Open `source` again for streaming, with O_DIRECT where `direct` and the filesystem agree. AUTO
+ * also reads those buffered that nearly all lie in the page cache.
  * @return 0; -EOPNOTSUPP HR_DIRECT_ON is refused here, -ESTALE the path now names another file (and
  *         /proc is missing), or the error of open(). */
 int hr_io_file_open(struct hr_io_file *ret_file, const struct hr_read_file *source,

@@ -133,6 +133,7 @@ static int open_direct(struct hr_io_file *file, const char **ret_why, struct hr_
     file->fd = fd;
     file->align_bytes = align;
     file->direct = true;
+    *ret_why = NULL;
     return 0;
 }
 
@@ -170,23 +171,20 @@ int hr_io_file_open(struct hr_io_file *ret_file, const struct hr_read_file *sour
 {
     struct hr_io_file file = file_of(source);
     char path[PATH_PRINT_BYTES];
-    const char *why;
 
     file.cached = direct == HR_DIRECT_AUTO && is_cached(source);
     if (direct != HR_DIRECT_OFF && !file.cached) {
-        const int r = open_direct(&file, &why, err);
+        const int r = open_direct(&file, &file.why_buffered, err);
 
         if (r == 0)
             goto done;
         if (r != -EOPNOTSUPP)
             return r;
-        hr_printable(source->path, path, sizeof(path));
         if (direct == HR_DIRECT_ON)
             return hr_error_set(err, r,
                                 "%s: direct reading was asked for, but %s; use a disk's filesystem "
                                 "or let direct be auto",
-                                path, why);
-        hr_log(HR_LOG_INFO, "%s: read through the page cache: %s", path, why);
+                                hr_printable(source->path, path, sizeof(path)), file.why_buffered);
     }
     file.fd = open_again(source, 0, err);
     if (file.fd < 0)

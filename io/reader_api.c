@@ -51,6 +51,7 @@ static int open_files(struct hr_reader *reader, struct hr_error *err)
 {
     const struct hr_reader_params *params = &reader->params;
     uint32_t n_cached = 0;
+    char path[512];
 
     reader->files = calloc(params->n_files, sizeof(*reader->files));
     reader->file_device = calloc(params->n_files, sizeof(*reader->file_device));
@@ -68,6 +69,9 @@ static int open_files(struct hr_reader *reader, struct hr_error *err)
         reader->stats.direct = reader->stats.direct && file->direct;
         reader->stats.n_files_direct += file->direct;
         n_cached += file->cached;
+        if (file->why_buffered)
+            hr_log(HR_LOG_INFO, "%s: read through the page cache: %s",
+                   hr_printable(params->files[i].path, path, sizeof(path)), file->why_buffered);
         reader->plan.align_bytes = hr_max_u64(reader->plan.align_bytes, file->align_bytes);
         reader->file_device[i] = find_device(reader, file->device);
     }
