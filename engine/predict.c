@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "engine/dit.h"
+#include "engine/stream.h"
 
 enum {
     FORWARDS_MAX = 6,       /* timed for each number of blocks; the shortest counts         */
@@ -120,15 +121,50 @@ static void free_dummies(struct dummies *d)
     free(d->zeros);
 }
 
+enum { LINK_BAND_BYTES = 16 << 20, LINK_SAMPLE_BYTES = 512 << 20 };
+
 struct compute_times {
     uint64_t up_front_ns, blocks_ns;
     char device_name[128];
 };
 
+/* Copies of ring memory to the device, without computing; one that computes on the ring itself
+ * gives the address back. */
+static int measure_link(struct hr_dit *dit, struct hr_dit_forecast *forecast, struct hr_error *err)
+{
+    const uint64_t begin_ns = hr_now_ns();
+    uint64_t bytes = 0;
+    size_t ring_bytes;
+    void *ring;
+    int r = 0;
+
+    hr_stream_ring(dit->stream, &ring, &ring_bytes);
+    const size_t band_bytes = (size_t) hr_min_u64(ring_bytes, LINK_BAND_BYTES);
+
+    for (size_t at = 0; r == 0 && bytes < LINK_SAMPLE_BYTES; bytes += band_bytes) {
+        struct hr_gpu_weight weight;
+
+        at = at + 2 * band_bytes <= ring_bytes ? at + band_bytes : 0;
+        r = hr_gpu_stage(dit->gpu, &weight, (char *) ring + at, band_bytes);
+        if (r < 0)
+            break;
+        hr_gpu_unstage(dit->gpu, &weight);
+        if (weight.data == (char *) ring + at)
+            return 0;
+    }
+    if (r == 0)
+        r = hr_gpu_sync(dit->gpu);
+    if (r < 0)
+        return hr_error_set(err, r, "device %s: a copy failed", hr_gpu_name(dit->gpu));
+    forecast->link_sample_bytes = bytes;
+    forecast->link_sample_ns = hr_max_u64(hr_now_ns() - begin_ns, 1);
+    return 0;
+}
+
 /* Forwards of the first n_layers blocks, whose weights are whatever the ring holds. */
 static int time_forwards(const struct hr_dit *like, const struct hr_dit_params *params,
                          struct dummies *d, uint32_t n_layers, struct compute_times *ret_times,
-                         struct hr_error *err)
+                         struct hr_dit_forecast *forecast, struct hr_error *err)
 {
     struct hr_dit_params p = *params;
     const uint64_t begin_ns = hr_now_ns();
@@ -166,6 +202,8 @@ static int time_forwards(const struct hr_dit *like, const struct hr_dit_params *
         ret_times->up_front_ns = dit->meter.up_front_ns;
         snprintf(ret_times->device_name, sizeof(ret_times->device_name), "%s",
                  hr_gpu_name(dit->gpu));
+        if (forecast->link_sample_ns == 0)
+            r = measure_link(dit, forecast, err);
     }
     hr_dit_close(&dit);
     return r;
@@ -186,9 +224,9 @@ static int measure_compute(const struct hr_dit *dit, const struct hr_dit_params 
     int r = take_dummies(&dummies, dit, inputs, err);
 
     if (r == 0)
-        r = time_forwards(dit, params, &dummies, 1, &one, err);
+        r = time_forwards(dit, params, &dummies, 1, &one, forecast, err);
     if (r == 0 && n > 1)
-        r = time_forwards(dit, params, &dummies, 2, &two, err);
+        r = time_forwards(dit, params, &dummies, 2, &two, forecast, err);
     free_dummies(&dummies);
     if (r < 0)
         return r;
@@ -204,6 +242,18 @@ static int measure_compute(const struct hr_dit *dit, const struct hr_dit_params 
 static uint64_t disk_ns(const struct hr_dit_forecast *f, uint64_t bytes)
 {
     return (uint64_t) ((double) bytes * (double) f->disk_sample_ns / (double) f->disk_sample_bytes);
+}
+
+/* All weights of a forward cross the link, those that stay in the host's memory, too. */
+static void add_link(struct hr_dit_forecast *f, const struct hr_dit_model *model)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = model->n_once; i < model->n_plan; i++)
+        bytes += model->plan[i]->size_bytes;
+    if (f->link_sample_bytes > 0)
+        f->link_ns = (uint64_t) ((double) bytes * (double) f->link_sample_ns /
+                                 (double) f->link_sample_bytes);
 }
 
 /* Disk and computing go on at the same time, so each part takes as long as the longer of them. */
@@ -241,6 +291,7 @@ int hr_dit_predict(const struct hr_checkpoint *checkpoint, const struct hr_dit_p
         r = measure_compute(dit, params, inputs, &forecast, err);
     if (r == 0 && ret_forecast) {
         combine(&forecast, &prediction);
+        add_link(&forecast, &dit->model);
         *ret_forecast = forecast;
     }
     if (r == 0)

@@ -58,7 +58,7 @@ class Plan(ModelCase):
         self.assert_predicts(plan, run)
         self.assertEqual((plan["n_steps"], plan["up_front_pays"]), (1, False))
         self.assertIn(plan["bound_by"], ("disk", "compute"))
-        self.assertEqual(plan["link"], "none (cpu device)")
+        self.assertEqual((plan["link_gbps"], plan["link_s"]), (0, 0))  # no copies
         self.assertGreater(plan["disk_gbps"], 0)
         self.assertEqual(plan["run_s"], max(plan["disk_s"], plan["compute_s"]))
 
@@ -68,6 +68,9 @@ class Plan(ModelCase):
         for word in ("3 steps", "in each later one", "saves", "resident", "GB/s", "link      none", "bound by"):
             self.assertIn(word, result.out)
         self.assertIn("once either way", headrace("plan", self.model).out)
+        late = headrace("plan", self.model, *self.sizes, "--device", "emulated:0")
+        self.assertEqual(late.code, 0, late.err)
+        self.assertRegex(late.out, r"link +[\d.]+ GB/s, measured: ")
         self.assertRegex(self.forward().out, r"predicted \d+ MB of weights, at most \d+ MB of memory; used \d+ MB")
 
     def test_refuses_what_the_run_refuses(self):
