@@ -4,11 +4,11 @@
 
     make_corpus.py FOLDER STAMP
 
-FOLDER gets header/, index/, config/ and verdicts.txt, a line for each file:
+FOLDER gets header/, index/, config/, manifest/ and verdicts.txt, a line for each file:
 
     kind/name <tab> ok|EBADMSG|EOPNOTSUPP <tab> entries of a valid file, or words of the message
 
-The same files every time; none is larger than a few hundred kB. STAMP is touched last.
+and files without a verdict for the other fuzz targets. The same files every time; none is larger than a few hundred kB. STAMP is touched last.
 """
 import itertools
 import json
@@ -32,6 +32,12 @@ class Corpus:
         assert not path.exists(), path
         path.write_bytes(data)
         self.verdicts.append(f"{kind}/{name}\t{verdict}\t{detail}\n")
+
+    def write(self, kind, name, data):
+        """A file without a verdict: only fuzz targets read it."""
+        path = self.folder / kind / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
 
     def header(self, name, text, n_data, detail, n=None):
         """A file of `text`, n_data bytes of data; detail: a count if valid, words if not."""
@@ -435,6 +441,53 @@ def loras(c):
               {"lora_adapter_metadata": json.dumps(value)})
 
 
+def states(c):
+    """Tables for fuzz_states; what is right, test_state_table.c says."""
+    disk, cpu = {"dtype": "disk", "device": "disk"}, {"dtype": "torch.bfloat16", "device": "cpu"}
+    whole = [{"module": "transformer_blocks.*", "offload": disk, "onload": cpu, "preparing": cpu, "computation": cpu},
+             {"module": "img_in", "offload": cpu}, {"module": "*", "offload": {"device": "disk"}}]
+    text = json.dumps(whole)
+    c.write("states", "whole", text)
+    for key in whole[0]:
+        c.write("states", f"without_{key}", json.dumps([{k: v for k, v in whole[0].items() if k != key}]))
+        for i, value in enumerate((1, "disk", [], {}, {"device": 1}, {"device": "cuda:0"}, {**disk, "pin": 1},
+                                   {"device": "cpu", "dtype": "float8_e4m3fn"})):
+            c.write("states", f"{key}_{i}", json.dumps([{**whole[0], key: value}]))
+    for n in range(1, len(text), 23):
+        c.write("states", f"truncated_{n:03}", text[:n])
+
+
+def tunings(c):
+    """Figures for fuzz_tuning."""
+    whole = {"version": 1, "device": "259:0 nvme", "filesystem": "ext4", "kernel": "6.18", "block_bytes": 1 << 22,
+             "iodepth": 16, "bytes_per_s": 2 * 10**9, "bytes_per_s_low": 10**9, "bytes_per_s_high": 3 * 10**9,
+             "samples": 12, "time": 1790000000}
+    text = json.dumps(whole)
+    c.write("tuning", "whole", text)
+    for key in whole:
+        for i, value in enumerate((0, 1, -1, 2**32, 2**63 - 1, 2**64, 1.5, "x" * 300, None, [])):
+            c.write("tuning", f"{key}_{i}", json.dumps({**whole, key: value}))
+    for n in range(1, len(text), 31):
+        c.write("tuning", f"truncated_{n:03}", text[:n])
+
+
+def command_lines(c):
+    """Words for fuzz_options: a byte for the verb, then a line each."""
+    sizes = ["1", "400MiB", "1.5GiB", "0", "-1", "1e3", "18446744073709551615", "18446744073709551616", "16384TiB",
+             "0.999999999999999999TiB", "1.", ".5GB", "4KIB", "inf", "", " 1", "1 ", "0x10"]
+    names = ["--ram", "--ring", "--block-size", "--iodepth", "--width", "--timestep", "--steps", "--lora", "--direct",
+             "--inputs", "--seed", "--cfg-scale", "--io-timeout", "--layers", "--threads"]
+    for verb in range(10):
+        for name in names:
+            for i, value in enumerate(sizes):
+                if (i + verb) % 5 == 0:  # a fifth of each for each verb
+                    words = f"{name}={value}" if i % 2 else f"{name}\n{value}"
+                    c.write("options", f"{verb}{name}_{i}", bytes([verb]) + f"model\n{words}\n--json".encode())
+    for i, words in enumerate(["--", "-", "--no-such", "--ramm=1", "--lora\nx:0.5\n--lora\nx", "--help", "--inputs",
+                               "--inputs\na\n" * 40, "m\n" * 60, "--zero-cond-t\n--no-zero-cond-t", "--=", "-x=1"]):
+        c.write("options", f"words_{i}", b"\0" + words.encode())
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     shutil.rmtree(folder, ignore_errors=True)
@@ -448,6 +501,9 @@ def main():
     configs(corpus)
     manifests(corpus)
     loras(corpus)
+    states(corpus)
+    tunings(corpus)
+    command_lines(corpus)
     (folder / "verdicts.txt").write_text("".join(corpus.verdicts))
     pathlib.Path(sys.argv[2]).touch()
     os.utime(sys.argv[2])
