@@ -74,13 +74,15 @@ struct bench_leg {
     /* fio's own: */
     double cpu_s;
     double latency_p50_ns, latency_p99_ns, latency_p999_ns;
+    bool huge_pages; /* its buffers lay in them */
 };
 
 /* Read the window through the stream, which must be at rest. */
 int bench_leg_ours(struct bench_leg *ret_leg, struct hr_stream *stream,
                    const struct bench_windows *windows, const struct bench_window *window,
                    struct bench_gates *gates, struct hr_error *err);
-/* Read it with fio: io_uring, O_DIRECT, registered buffers and file. */
+/* Read it with fio: io_uring, O_DIRECT, registered buffers and file; buffers in huge pages where
+ * enough are reserved. */
 int bench_leg_fio(struct bench_leg *ret_leg, const struct bench_setting *setting,
                   const struct bench_windows *windows, const struct bench_window *window,
                   struct bench_gates *gates, struct hr_error *err);
@@ -133,6 +135,8 @@ int bench_sweep_turn(struct bench_sweep *sweep, struct hr_stream *stream,
                      struct bench_gates *gates, struct hr_error *err);
 /* The setting whose median is best; `fio`: of fio's samples. */
 uint32_t bench_sweep_best(const struct bench_sweep *sweep, bool fio);
+/* Its median, GB/s. */
+double bench_sweep_rate(const struct bench_sweep *sweep, bool fio);
 /* As best, but of those within 2 % of it the one with the fewest bytes in flight. */
 uint32_t bench_sweep_choose(const struct bench_sweep *sweep);
 
@@ -144,6 +148,9 @@ int bench_window_bytes(uint64_t *ret_bytes, double seconds, struct hr_stream *st
 int bench_open_stream(struct hr_stream **ret_stream, const struct cli_options *o,
                       const struct hr_checkpoint *model, struct bench_setting setting,
                       struct hr_error *err);
+
+/* For cli_interrupt_target(). */
+void bench_interrupt(void *stream);
 
 /* ---- bench_plot.c ---------------------------------------------------------------------------- */
 

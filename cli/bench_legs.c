@@ -17,7 +17,6 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cli/bench.h"
@@ -25,14 +24,6 @@
 extern char **environ;
 
 enum { OUTPUT_BYTES_MAX = 1 << 20, SECTOR_BYTES = 512 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
-}
 
 /* Bytes that the disk under `path` has read since it was there, see the kernel's
  * Documentation/block/stat.rst. */
@@ -89,13 +80,13 @@ int bench_leg_ours(struct bench_leg *ret_leg, struct hr_stream *stream,
     int r;
 
     hr_stream_get_stats(stream, &first);
-    const uint64_t begin_ns = now_ns();
+    const uint64_t begin_ns = cli_now_ns();
     r = hr_stream_plan(stream, window->names, window->n_names, 0, 1, err);
     while (r >= 0 && (r = hr_stream_next(stream, &unit, err)) > 0)
         hr_stream_release(stream, &unit);
     if (r < 0)
         return r;
-    leg.ns = now_ns() - begin_ns;
+    leg.ns = cli_now_ns() - begin_ns;
     hr_stream_get_stats(stream, &last);
     leg.bytes = last.bytes_used - first.bytes_used;
     count(gates, known, before, path, last.bytes_read - first.bytes_read);
@@ -193,13 +184,34 @@ static bool parse_fio(const char *text, struct bench_leg *ret_leg)
     return good;
 }
 
+/* Bytes of a huge page where as many are free as `bytes` need, else 0. fio's buffers can lie in
+ * those that the administrator has reserved (vm.nr_hugepages), not in transparent ones as our ring.
+ */
+static uint64_t reserved_huge_page(uint64_t bytes)
+{
+    unsigned long long n_free = 0, page_kib = 0;
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[128];
+
+    while (f && fgets(line, sizeof(line), f)) {
+        sscanf(line, "HugePages_Free: %llu", &n_free);
+        sscanf(line, "Hugepagesize: %llu", &page_kib);
+    }
+    if (f)
+        fclose(f);
+    /* Two more: it aligns each buffer. */
+    return page_kib > 0 && n_free >= (bytes >> 10) / page_kib + 2 ? page_kib << 10 : 0;
+}
+
 int bench_leg_fio(struct bench_leg *ret_leg, const struct bench_setting *setting,
                   const struct bench_windows *windows, const struct bench_window *window,
                   struct bench_gates *gates, struct hr_error *err)
 {
     const char *path = shard_path(windows, window);
     char *escaped = escape_colons(path), *output = NULL, offset[48], size[48], block[32], depth[32];
-    char *file = NULL;
+    char *file = NULL, page[48];
+    const uint64_t page_bytes =
+        reserved_huge_page((uint64_t) setting->block_bytes * setting->depth);
     uint64_t before = 0;
     const bool known = disk_counter(path, &before);
     int status = 0, r;
@@ -213,12 +225,30 @@ int bench_leg_fio(struct bench_leg *ret_leg, const struct bench_setting *setting
     snprintf(size, sizeof(size), "--size=%" PRIu64, window->size_bytes);
     snprintf(block, sizeof(block), "--bs=%u", setting->block_bytes);
     snprintf(depth, sizeof(depth), "--iodepth=%u", setting->depth);
+    snprintf(page, sizeof(page), "--hugepage-size=%" PRIu64, page_bytes);
     char name[] = "--name=window", engine[] = "--ioengine=io_uring", fixed[] = "--fixedbufs=1",
          registered[] = "--registerfiles=1", direct[] = "--direct=1", rw[] = "--rw=read",
          readonly[] = "--readonly", thread[] = "--thread", keep[] = "--invalidate=0",
-         format[] = "--output-format=json", fio[] = "fio";
-    char *argv[] = {fio,        name,   file, offset,   size,   block, depth,  engine, fixed,
-                    registered, direct, rw,   readonly, thread, keep,  format, NULL};
+         format[] = "--output-format=json", fio[] = "fio", huge[] = "--mem=shmhuge";
+    char *argv[] = {fio,
+                    name,
+                    file,
+                    offset,
+                    size,
+                    block,
+                    depth,
+                    engine,
+                    fixed,
+                    registered,
+                    direct,
+                    rw,
+                    readonly,
+                    thread,
+                    keep,
+                    format,
+                    page_bytes ? huge : NULL,
+                    page,
+                    NULL};
 
     r = run_fio(argv, &output, &status);
     free(file);
@@ -231,6 +261,7 @@ int bench_leg_fio(struct bench_leg *ret_leg, const struct bench_setting *setting
                       output);
     else
         count(gates, known, before, path, ret_leg->bytes);
+    ret_leg->huge_pages = page_bytes > 0;
     free(output);
     return r;
 }

@@ -83,6 +83,11 @@ uint32_t bench_sweep_best(const struct bench_sweep *sweep, bool fio)
     return best;
 }
 
+double bench_sweep_rate(const struct bench_sweep *sweep, bool fio)
+{
+    return median_of(sweep, bench_sweep_best(sweep, fio), fio);
+}
+
 static uint64_t in_flight(const struct bench_sweep *sweep, uint32_t i)
 {
     return (uint64_t) sweep->samples[i].setting.block_bytes * sweep->samples[i].setting.depth;
@@ -120,6 +125,11 @@ int bench_window_bytes(uint64_t *ret_bytes, double seconds, struct hr_stream *st
     }
     *ret_bytes = (uint64_t) bytes;
     return 0;
+}
+
+void bench_interrupt(void *stream)
+{
+    hr_stream_interrupt(stream);
 }
 
 int bench_open_stream(struct hr_stream **ret_stream, const struct cli_options *o,

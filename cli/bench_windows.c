@@ -9,12 +9,10 @@
 
 enum { ALIGN_BYTES = 4096 };
 
-static const struct hr_checkpoint *sorting; /* qsort() passes nothing along */
-
-static int compare_places(const void *a, const void *b)
+static int compare_places(const void *a, const void *b, void *model)
 {
-    const struct hr_tensor *x = hr_checkpoint_find(sorting, *(const char *const *) a);
-    const struct hr_tensor *y = hr_checkpoint_find(sorting, *(const char *const *) b);
+    const struct hr_tensor *x = hr_checkpoint_find(model, *(const char *const *) a);
+    const struct hr_tensor *y = hr_checkpoint_find(model, *(const char *const *) b);
 
     if (x->shard_idx != y->shard_idx)
         return x->shard_idx < y->shard_idx ? -1 : 1;
@@ -56,8 +54,8 @@ int bench_windows_init(struct bench_windows *windows, const struct hr_checkpoint
         return cli_error(err, -EINVAL, "%s: holds no bytes to read",
                          hr_checkpoint_n_shards(model) ? hr_checkpoint_shard(model, 0)->path
                                                        : "the model");
-    sorting = model;
-    qsort(windows->in_files, windows->n_files, sizeof(*windows->in_files), compare_places);
+    qsort_r(windows->in_files, windows->n_files, sizeof(*windows->in_files), compare_places,
+            (void *) (uintptr_t) model);
     clock_gettime(CLOCK_REALTIME, &now);
     windows->random = (uint64_t) now.tv_nsec ^ ((uint64_t) now.tv_sec << 30) ^ 1;
     if (!pass_order)

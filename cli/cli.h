@@ -172,6 +172,8 @@ void cli_stats_text(const struct hr_dit_stats *stats);
 void cli_predicted_json(json_t *obj, const struct hr_dit_stats *stats);
 void cli_predicted_text(const struct hr_dit_stats *stats);
 double cli_seconds(uint64_t ns);
+uint64_t cli_now_ns(void); /* of a clock that only goes forward */
+double cli_now_s(void);
 /* Waiting for the disk, as a share of the whole time, 0 to 1; the rest is computing. */
 double cli_disk_share(uint64_t stall_disk_ns, uint64_t wall_ns);
 double cli_gbps(uint64_t bytes, uint64_t ns);
@@ -192,7 +194,8 @@ void cli_loras_text(const struct cli_options *o, const struct hr_dit_stats *stat
 
 /* ---- outputs.c --------------------------------------------------------------------------- */
 
-/* Before any work: --output and --trace can be made, and are no part of the model or the inputs. */
+/* Before any work: --output, --trace and --plot can be made, and are no part of the model or of
+ * what else is read. */
 int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
                      struct hr_error *err);
 /* Of report, whose inputs are files of runs. */

@@ -10,11 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cli/bench.h"
 
 enum { QUADS_FOR_A_CLAIM = 12, QUADS_MAX = 1000, SWEEP_TURNS = 3 };
+/* Of 2 MiB: our ring takes what it can of reserved pages too, and fio the deepest of its settings.
+ */
+enum { HUGE_PAGES_FOR_FIO = 256 };
 
 static const double SWEEP_WINDOW_S = 0.25;
 static const double WINDOW_MIN_S = 0.05, WINDOW_MAX_S = 0.4;
@@ -40,22 +42,10 @@ struct bench {
     double ratios[QUADS_MAX], nulls[QUADS_MAX];
     double fio_p50[2 * QUADS_MAX], fio_p99[2 * QUADS_MAX], fio_p999[2 * QUADS_MAX];
     double fio_cpu_s, fio_gb;
+    bool fio_huge; /* all its legs had huge pages */
     uint32_t n_quads, n_wanted;
     double begin_s, seconds;
 };
-
-static double now_s(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double) ts.tv_sec + (double) ts.tv_nsec / 1e9;
-}
-
-static void interrupt_stream(void *stream)
-{
-    hr_stream_interrupt(stream);
-}
 
 /* ---- measuring ---------------------------------------------------------------------------- */
 
@@ -63,7 +53,7 @@ static void progress(const struct bench *b, const char *what, uint32_t n, uint32
 {
     if (!cli_progress_wanted(b->o))
         return;
-    cli_progress_note("%s %u of %u  %.0f s", what, n, of, now_s() - b->begin_s);
+    cli_progress_note("%s %u of %u  %.0f s", what, n, of, cli_now_s() - b->begin_s);
 }
 
 static int sweep(struct bench *b, struct hr_error *err)
@@ -75,7 +65,7 @@ static int sweep(struct bench *b, struct hr_error *err)
 
     if (r < 0)
         return r;
-    cli_interrupt_target(interrupt_stream, stream);
+    cli_interrupt_target(bench_interrupt, stream);
     bench_sweep_settings(&b->sweep, b->o->sweep);
     b->sweep.has_fio = b->has_fio;
     r = hr_stream_set_blocks(stream, 4 << 20, 16, err);
@@ -149,6 +139,7 @@ static void keep_fio(struct bench *b, const struct bench_leg *leg, uint32_t at)
     b->fio_p50[at] = leg->latency_p50_ns;
     b->fio_p99[at] = leg->latency_p99_ns;
     b->fio_p999[at] = leg->latency_p999_ns;
+    b->fio_huge = leg->huge_pages && (at == 0 || b->fio_huge);
     b->fio_cpu_s += leg->cpu_s;
     b->fio_gb += (double) leg->bytes / 1e9;
 }
@@ -186,16 +177,29 @@ static int pair_of_quads(struct bench *b, struct hr_error *err)
     return 0;
 }
 
-/* Seconds for each leg: as long as may be, with eight of them to a pair of quads, six of them
- * fio's. */
-static double leg_seconds(const struct bench *b)
+/* Bytes of a leg that leave time for all quads of a run of TIME_MAX_S, at the rates of the sweep:
+ * of the eight legs of a pair of quads, six are fio's, which mostly is the slower one. */
+static uint64_t bytes_in_time(const struct bench *b)
 {
-    const double left_s = 0.9 * TIME_MAX_S - (now_s() - b->begin_s);
-    const double each_s = left_s / (8.0 * CLI_QUADS_DEFAULT) - 0.75 * FIO_START_S;
+    const double ours = bench_sweep_rate(&b->sweep, false), fio = bench_sweep_rate(&b->sweep, true);
+    const double left_s = 0.9 * TIME_MAX_S - (cli_now_s() - b->begin_s);
+    const double pair_s = left_s / CLI_QUADS_DEFAULT - 6.0 * FIO_START_S;
 
-    if (b->o->n_quads > 0 || !b->has_fio || each_s > WINDOW_MAX_S)
-        return WINDOW_MAX_S;
-    return each_s > WINDOW_MIN_S ? each_s : WINDOW_MIN_S;
+    return pair_s > 0.0 ? (uint64_t) (1e9 * pair_s / (2.0 / ours + 6.0 / fio)) : 0;
+}
+
+static int choose_window(struct bench *b, struct hr_error *err)
+{
+    const int r = bench_window_bytes(&b->window_bytes, WINDOW_MAX_S, b->stream, &b->windows, err);
+
+    if (r < 0 || b->o->n_quads > 0 || !b->has_fio)
+        return r;
+    const uint64_t min_bytes = (uint64_t) ((double) b->window_bytes * WINDOW_MIN_S / WINDOW_MAX_S);
+    const uint64_t bytes = bytes_in_time(b);
+
+    if (bytes < b->window_bytes)
+        b->window_bytes = bytes > min_bytes ? bytes : min_bytes;
+    return 0;
 }
 
 static int measure(struct bench *b, struct hr_error *err)
@@ -206,16 +210,16 @@ static int measure(struct bench *b, struct hr_error *err)
 
     if (r < 0)
         return r;
-    cli_interrupt_target(interrupt_stream, b->stream);
-    r = bench_window_bytes(&b->window_bytes, leg_seconds(b), b->stream, &b->windows, err);
+    cli_interrupt_target(bench_interrupt, b->stream);
+    r = choose_window(b, err);
     while (r == 0 && b->n_quads < b->n_wanted) {
-        const double begin_s = now_s();
+        const double begin_s = cli_now_s();
 
         if (limited && b->n_quads > 0 && begin_s - b->begin_s + last_s > TIME_MAX_S)
             break;
         progress(b, "quad", b->n_quads + 1, b->n_wanted);
         r = pair_of_quads(b, err);
-        last_s = now_s() - begin_s;
+        last_s = cli_now_s() - begin_s;
     }
     if (r == 0)
         hr_stream_get_stats(b->stream, &b->stats);
@@ -285,11 +289,11 @@ static void set_fio(json_t *obj, const struct bench *b)
 {
     const uint32_t n = 2 * b->n_quads;
     json_t *fio = json_pack(
-        "{s:s, s:I, s:I, s:f, s:f, s:f, s:f}", "version", b->fio_version, "block_bytes",
-        (json_int_t) b->fio.block_bytes, "iodepth", (json_int_t) b->fio.depth, "cpu_s_per_gb",
-        b->fio_gb > 0.0 ? b->fio_cpu_s / b->fio_gb : 0.0, "latency_p50_ms",
-        bench_median(b->fio_p50, n) / 1e6, "latency_p99_ms", bench_median(b->fio_p99, n) / 1e6,
-        "latency_p999_ms", bench_median(b->fio_p999, n) / 1e6);
+        "{s:s, s:I, s:I, s:b, s:f, s:f, s:f, s:f}", "version", b->fio_version, "block_bytes",
+        (json_int_t) b->fio.block_bytes, "iodepth", (json_int_t) b->fio.depth, "huge_pages",
+        (int) b->fio_huge, "cpu_s_per_gb", b->fio_gb > 0.0 ? b->fio_cpu_s / b->fio_gb : 0.0,
+        "latency_p50_ms", bench_median(b->fio_p50, n) / 1e6, "latency_p99_ms",
+        bench_median(b->fio_p99, n) / 1e6, "latency_p999_ms", bench_median(b->fio_p999, n) / 1e6);
 
     json_object_set_new(obj, "fio", fio);
 }
@@ -393,7 +397,7 @@ static void print_table(const struct bench *b, const struct result *r)
              (unsigned long long) s->ring_bytes >> 20);
     row(b, "pinned", left, NULL);
     snprintf(left, sizeof(left), "%llu MiB", (unsigned long long) s->huge_bytes >> 20);
-    row(b, "huge pages", left, NULL);
+    row(b, "huge pages", left, !b->has_fio ? NULL : b->fio_huge ? "all, reserved" : "none");
 }
 
 static void print_text(const struct bench *b, const struct result *r)
@@ -417,6 +421,11 @@ static void print_text(const struct bench *b, const struct result *r)
                r->ratio.median, r->ratio.low, r->ratio.high, r->null_test.median, r->null_test.low,
                r->null_test.high);
     printf("verdict   %s: %s\n", r->verdict, r->why);
+    if (b->has_fio && b->stats.huge_bytes > 0 && !b->fio_huge)
+        printf("pages     ours are huge, fio's are not; as root, sysctl vm.nr_hugepages=%u "
+               "reserves some "
+               "for it\n",
+               HUGE_PAGES_FOR_FIO);
     if (b->o->sweep)
         print_sweep(&b->sweep);
 }
@@ -440,6 +449,8 @@ static int run_all(struct bench *b, struct hr_error *err)
     int r = cli_open_model(&b->model, b->o, err);
 
     if (r == 0)
+        r = cli_check_output(b->o, b->model, err);
+    if (r == 0)
         r = bench_windows_init(&b->windows, b->model, b->o->bench_order != 0, b->o->n_layers, err);
     b->has_fio = r == 0 && bench_fio_version(b->fio_version, sizeof(b->fio_version));
     if (r == 0 && (b->has_fio || !chosen || b->o->sweep || b->o->plot))
@@ -448,7 +459,7 @@ static int run_all(struct bench *b, struct hr_error *err)
         return r;
     choose_settings(b);
     r = measure(b, err);
-    b->seconds = now_s() - b->begin_s;
+    b->seconds = cli_now_s() - b->begin_s;
     if (r == 0 && b->o->plot)
         r = bench_plot(b->o->plot, &b->sweep, "reading a model: throughput against bytes in flight",
                        err);
@@ -467,7 +478,7 @@ int cli_bench(const struct cli_options *o)
     }
     b->o = o;
     b->n_wanted = o->n_quads ? (uint32_t) o->n_quads : CLI_QUADS_DEFAULT;
-    b->begin_s = now_s();
+    b->begin_s = cli_now_s();
     cli_catch_signals();
     r = run_all(b, &err);
     cli_progress_clear();

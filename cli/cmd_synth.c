@@ -4,17 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cli/cli.h"
-
-static double now_s(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double) ts.tv_sec + (double) ts.tv_nsec / 1e9;
-}
 
 int cli_synth(const struct cli_options *o)
 {
@@ -44,11 +35,11 @@ int cli_synth(const struct cli_options *o)
     if (o->n_paths != 1)
         return cli_usage("synth makes one model, but %u paths were given", o->n_paths);
     cli_catch_signals();
-    const double begin_s = now_s();
+    const double begin_s = cli_now_s();
 
     if (hr_synth(&params, &err) < 0)
         return cli_fail(&err);
-    const double seconds = now_s() - begin_s;
+    const double seconds = cli_now_s() - begin_s;
 
     if (o->json)
         return cli_print_json(json_pack("{s:s, s:s, s:I, s:f}", "verb", "synth", "path",

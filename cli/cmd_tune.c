@@ -35,11 +35,6 @@ struct tune {
     char *path;
 };
 
-static void interrupt_stream(void *stream)
-{
-    hr_stream_interrupt(stream);
-}
-
 static void list_settings(struct bench_sweep *sweep)
 {
     memset(sweep, 0, sizeof(*sweep));
@@ -111,7 +106,7 @@ static int measure(struct tune *t, struct hr_error *err)
                          "%s: is not read directly from a disk, there is nothing to tune: it lies "
                          "in the page cache or its filesystem takes no O_DIRECT",
                          hr_checkpoint_shard(t->model, 0)->path);
-    cli_interrupt_target(interrupt_stream, t->stream);
+    cli_interrupt_target(bench_interrupt, t->stream);
     list_settings(&t->all);
     r = hr_stream_set_blocks(t->stream, standard.block_bytes, standard.depth, err);
     if (r == 0)

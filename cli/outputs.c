@@ -48,9 +48,30 @@ static int check_folder(const struct output *output, struct hr_error *err)
     return r;
 }
 
+/* Why a file that is there must not be written over; NULL: it may be. */
+static const char *reason_to_keep(const struct stat *st, const struct cli_options *o,
+                                  const struct hr_checkpoint *model)
+{
+    for (uint32_t i = 0; i < hr_checkpoint_n_shards(model); i++)
+        if (is_same(st, hr_checkpoint_shard(model, i)->path))
+            return "is a part of the model; name another file";
+    for (uint32_t i = 0; i < o->inputs.n; i++)
+        if (is_same(st, o->inputs.items[i]))
+            return "is one of the inputs; name another file";
+    for (uint32_t i = 0; i < o->n_loras; i++)
+        if (is_same(st, o->loras[i].path))
+            return "is one of the LoRAs; name another file";
+    if (o->manifest && is_same(st, o->manifest))
+        return "is the --manifest too; name another file";
+    if (o->states && is_same(st, o->states))
+        return "is the --states too; name another file";
+    return NULL;
+}
+
 static int check_path(const struct output *output, const struct cli_options *o,
                       const struct hr_checkpoint *model, struct hr_error *err)
 {
+    const char *why;
     struct stat st;
 
     if (!output->path)
@@ -61,26 +82,21 @@ static int check_path(const struct output *output, const struct cli_options *o,
         return check_folder(output, err);
     if (!S_ISREG(st.st_mode))
         return refuse(err, -EINVAL, output, "is there already and is no regular file");
-    for (uint32_t i = 0; i < hr_checkpoint_n_shards(model); i++)
-        if (is_same(&st, hr_checkpoint_shard(model, i)->path))
-            return refuse(err, -EINVAL, output, "is a part of the model; name another file");
-    for (uint32_t i = 0; i < o->inputs.n; i++)
-        if (is_same(&st, o->inputs.items[i]))
-            return refuse(err, -EINVAL, output, "is one of the inputs; name another file");
-    for (uint32_t i = 0; i < o->n_loras; i++)
-        if (is_same(&st, o->loras[i].path))
-            return refuse(err, -EINVAL, output, "is one of the LoRAs; name another file");
-    return check_folder(output, err);
+    why = reason_to_keep(&st, o, model);
+    return why ? refuse(err, -EINVAL, output, why) : check_folder(output, err);
 }
 
 int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
                      struct hr_error *err)
 {
     const struct output output = {"--output", o->output}, trace = {"--trace", o->trace};
+    const struct output plot = {"--plot", o->plot}; /* of bench, which has neither of the others */
     int r = check_path(&output, o, model, err);
 
     if (r == 0)
         r = check_path(&trace, o, model, err);
+    if (r == 0)
+        r = check_path(&plot, o, model, err);
     if (r == 0 && o->output && o->trace && strcmp(o->output, o->trace) == 0)
         r = refuse(err, -EINVAL, &trace, "is the --output too; name another file");
     return r;

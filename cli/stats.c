@@ -1,12 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* stats.c -- statistics of streams and runs, as JSON and as lines. */
 #include <stdio.h>
+#include <time.h>
 
 #include "cli/cli.h"
 
 double cli_seconds(uint64_t ns)
 {
     return (double) ns / 1e9;
+}
+
+uint64_t cli_now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
+}
+
+double cli_now_s(void)
+{
+    return cli_seconds(cli_now_ns());
 }
 
 double cli_gbps(uint64_t bytes, uint64_t ns)

@@ -193,10 +193,14 @@ class BadInput(ModelCase):
         with open(shard, "rb") as f:
             before = f.read()
         os.link(shard, self.path("link.safetensors"))
+        states = self.path("states.json")
+        with open(states, "w", encoding="utf-8") as f:
+            f.write("{}")
         for args, word in (([*forward, inputs, "--output", shard], "part of the model"),
                            ([*forward, inputs, "--output", self.path("link.safetensors")], "part of the model"),
                            (["inputs", self.path("copy"), "--output", shard], "part of the model"),
                            ([*forward, inputs, "--output", inputs], "one of the inputs"),
+                           ([*forward, inputs, "--states", states, "--output", states], "is the --states"),
                            ([*forward, inputs, "--output", ""], "empty"),
                            ([*forward, inputs, "--output", "/dev/null"], "no regular file")):
             self.assert_fails(headrace(*args), word)

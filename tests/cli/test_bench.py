@@ -128,6 +128,13 @@ class Bench(ModelCase):
         self.assert_fails(headrace("bench", self.model, "--quiet", "--quads", 1, "--plot", "/no/such/folder/x.svg",
                                    env=self.env()), "/no/such/folder/x.svg")
 
+    def test_plot_spares_the_model(self):
+        shard = next(os.path.join(self.model, n) for n in os.listdir(self.model) if n.endswith(".safetensors"))
+        before = os.stat(shard)
+        self.assert_fails(headrace("bench", self.model, "--quiet", "--quads", 1, "--plot", shard, env=self.env()),
+                          "--plot", "is a part of the model")
+        self.assertEqual((before.st_ino, before.st_size), (os.stat(shard).st_ino, os.stat(shard).st_size))
+
     def test_page_cache_is_no_disk(self):
         folder = self.path("cached")
         shutil.copytree(self.model, folder)
