@@ -270,7 +270,7 @@ class Model:
         p.stream.direct = {None: lib.HR_DIRECT_AUTO, True: lib.HR_DIRECT_ON, False: lib.HR_DIRECT_OFF}[direct]
         p.spill_dir = self._string(spill_dir)
         p.lora_mode = _choose({"runtime": lib.HR_LORA_RUNTIME, "merged": lib.HR_LORA_MERGED}, lora_mode, "lora_mode")
-        self._set_vram(vram)
+        p.vram_bytes = parse_size(vram, "vram")
         self.set_lora(lora)
         self.zero_cond_t = zero_cond_t
         self._checkpoint = Checkpoint(path)
@@ -443,13 +443,6 @@ class Model:
             return ffi.NULL
         self._strings.append(ffi.new("char[]", os.fsencode(s)))
         return self._strings[-1]
-
-    def _set_vram(self, vram: Size) -> None:
-        size = parse_size(vram, "vram")
-        if size and not hasattr(self._params, "vram_bytes"):
-            raise ValueError("vram: this build of the library has no GPU")
-        if size:
-            self._params.vram_bytes = size
 
     def _open(self, packed: _Packed, timestep: float, steps: Optional[list[float]]) -> None:
         """Go on with the open model where it does for these inputs, else open it for them."""
