@@ -8,7 +8,7 @@ All in one run, interleaved, since a disk that is shared changes within minutes.
     ours, fio, compute alone, compute beside fio, fio, ours
 where fio reads the same files whole, in order, with io_uring, O_DIRECT, registered buffers and files, at the
 best block size and depth of a small sweep at the start (in huge pages where enough are reserved:
-`sysctl vm.nr_hugepages=64`), and "compute alone" is the same forward with `--io null`, which hands out ring
+`sysctl vm.nr_hugepages=256`), and "compute alone" is the same forward with `--io null`, which hands out ring
 memory without reading. "Compute beside fio" is that again while fio reads at the rate at which ours had
 read: in a virtual machine a disk costs its owner CPU time, which /proc/stat counts as "steal", whoever reads.
 Before each read by ours the files are dropped from the page cache if they are in it. Prints each figure, the
@@ -98,10 +98,14 @@ def compute_beside_fio(args, files, setting, rate):
     with tempfile.NamedTemporaryFile("w", suffix=".fio") as job:
         job.write(fio_job(files, *setting, f"rate={int(rate)}"))
         job.flush()
+        time.sleep(1)
         reader = subprocess.Popen(["fio", "--readonly", job.name], stdout=subprocess.DEVNULL)
+        time.sleep(1)  # it has its memory
         try:
             before = steal_s()
             result = forward(args, "--io", "null")
+            if reader.poll() is not None:
+                sys.exit("fio ended before the forward beside it: it read too fast, or failed")
             return result, steal_s() - before
         finally:
             reader.terminate()

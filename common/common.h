@@ -8,6 +8,7 @@
 #ifndef HR_COMMON_H
 #define HR_COMMON_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -129,6 +130,10 @@ uint64_t hr_memory_available(void);
 
 /* CPUs this process may run on, at least 1. */
 unsigned hr_n_cpus(void);
+
+/* A thread that leaves all signals to the caller's threads. `name` up to 15 characters.
+ * @return 0 or a negative errno */
+int hr_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg);
 
 /* ---- /proc and /sys ------------------------------------------------------------------- */
 

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* process.c -- clock, CPUs and memory of this process. */
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -71,4 +73,17 @@ struct hr_memory hr_memory_now(void)
         .resident_bytes = status_bytes(status, "\nVmRSS:") + huge,
         .peak_bytes = status_bytes(status, "\nVmHWM:") + huge,
     };
+}
+
+int hr_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg)
+{
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int r = pthread_create(ret_thread, NULL, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (r == 0)
+        pthread_setname_np(*ret_thread, name);
+    return -r;
 }

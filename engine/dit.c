@@ -511,10 +511,10 @@ void hr_dit_close(struct hr_dit **dit)
         hr_gpu_sync(d->gpu);
     if (d->registered)
         hr_gpu_unregister_host(d->gpu, d->registered);
+    hr_dit_verify_uninit(&d->verify); /* its thread reads the ring */
     hr_stream_close(&d->stream);
     hr_gpu_close(&d->gpu);
     hr_resident_uninit(&d->resident);
-    hr_dit_verify_uninit(&d->verify);
     hr_dit_mods_uninit(&d->mods);
     hr_dit_lora_close(d);
     hr_dit_model_uninit(&d->model);

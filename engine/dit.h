@@ -170,7 +170,8 @@ struct hr_feed {
     struct {
         struct hr_unit unit;
         struct hr_gpu_weight weight;
-        bool streamed; /* the unit is the ring's, not a resident weight's */
+        bool streamed;   /* the unit is the ring's, not a resident weight's */
+        uint64_t ticket; /* of its comparing; 0: none                       */
     } pending[HR_PENDING_MAX];
     unsigned n_pending;
     float *bias; /* device scratch, bias_max floats: biases leave the ring on arrival, since a

@@ -225,7 +225,10 @@ static int run_blocks(struct hr_dit *dit, struct hr_error *err)
         hr_feed_trace_part(&dit->feed, "block", i, begin_ns);
         hr_dit_report_progress(dit, i + 1);
     }
-    return hr_dit_finite_end(dit, err);
+    /* Damage that led to NaN is to be named as what it is. */
+    const int r = dit->feed.verify ? hr_dit_verify_end(dit->feed.verify, err) : 0;
+
+    return r < 0 ? r : hr_dit_finite_end(dit, err);
 }
 
 /* Rows of a sample that the head computes. */
@@ -354,6 +357,8 @@ static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *co
         r = head(dit, velocities, err);
     hr_feed_trace_part(&dit->feed, "head", 0, part_ns);
     hr_feed_flush(&dit->feed);
+    if (r == 0 && dit->feed.verify)
+        r = hr_dit_verify_end(dit->feed.verify, err);
 
     const struct hr_meter_now end = hr_dit_meter_now(dit, 0);
 

@@ -10,6 +10,8 @@
 #include "engine/dit.h"
 #include "engine/units.h"
 
+_Static_assert((int) HR_VERIFY_UNITS_MAX > (int) HR_PENDING_MAX, "all pending and one more");
+
 enum { TRACED_WAIT_NS = 2000 }; /* shorter ones are the hand-over itself */
 
 int hr_feed_begin(struct hr_feed *feed, struct hr_error *err)
@@ -60,14 +62,20 @@ static void trace_unit(struct hr_feed *feed, const struct hr_unit *unit, uint64_
                                   });
 }
 
-/* Release units from the oldest on, as far as the device is done with them. With `wait` at least
- * one is released. */
+static bool is_compared(const struct hr_feed *feed, uint64_t ticket, bool wait)
+{
+    return ticket == 0 || hr_dit_verify_is_done(feed->verify, ticket, wait);
+}
+
+/* Release units from the oldest on, as far as device and comparing are done with them. With `wait`
+ * at least one is released. */
 static void release_done(struct hr_feed *feed, bool wait)
 {
     unsigned n = 0;
 
     while (n < feed->n_pending &&
-           hr_gpu_host_is_free(feed->gpu, &feed->pending[n].weight, wait && n == 0)) {
+           hr_gpu_host_is_free(feed->gpu, &feed->pending[n].weight, wait && n == 0) &&
+           is_compared(feed, feed->pending[n].ticket, wait && n == 0)) {
         if (feed->pending[n].streamed)
             hr_stream_release(feed->stream, &feed->pending[n].unit);
         n++;
@@ -88,6 +96,7 @@ struct taken {
     struct hr_gpu_weight weight;
     enum hr_dtype dtype; /* of the weight: the tensor's, or that in which it is kept */
     bool streamed;
+    uint64_t ticket; /* of its comparing with the manifest; 0: none */
 };
 
 /* The band of a resident weight that begins at row_begin, as a unit of the stream would be. */
@@ -107,9 +116,9 @@ static struct hr_unit resident_unit(const struct hr_feed *feed, const struct hr_
     };
 }
 
-/* Wait for the next unit of the stream, which must be a band of `tensor`. */
+/* Wait for the next unit of the stream, which must be a band of `tensor`, and have it compared. */
 static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struct hr_unit *ret_unit,
-                     struct hr_error *err)
+                     uint64_t *ret_ticket, struct hr_error *err)
 {
     const uint64_t begin_ns = hr_now_ns();
     struct hr_error failure = {0};
@@ -135,7 +144,7 @@ static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struc
     hr_assert(r == 1);
     hr_assert(ret_unit->tensor == tensor); /* the plan and the forward pass ask in the same order */
     feed->bytes_used += ret_unit->size_bytes;
-    return feed->verify ? hr_dit_verify_unit(feed->verify, ret_unit, err) : 0;
+    return feed->verify ? hr_dit_verify_unit(feed->verify, ret_unit, ret_ticket, err) : 0;
 }
 
 /* The band of `tensor` that begins at row_begin, staged. */
@@ -145,11 +154,12 @@ static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t r
     struct hr_resident *resident = hr_resident_find(feed->resident, tensor);
     int r = 0;
 
+    t->ticket = 0;
     t->streamed = !resident || !resident->loaded;
     if (!t->streamed)
         t->unit = resident_unit(feed, resident, row_begin);
     else
-        r = next_unit(feed, tensor, &t->unit, err);
+        r = next_unit(feed, tensor, &t->unit, &t->ticket, err);
     if (r < 0)
         return r;
     hr_assert(t->unit.row_begin == row_begin);
@@ -167,8 +177,10 @@ static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t r
     r = HR_FEED_RUN(feed, err, hr_gpu_stage(feed->gpu, &t->weight, data, bytes));
     if (r == 0 && t->weight.data != data)
         feed->copied_bytes += bytes;
-    if (r < 0 && t->streamed)
+    if (r < 0 && t->streamed) {
+        is_compared(feed, t->ticket, true);
         hr_stream_release(feed->stream, &t->unit);
+    }
     return r;
 }
 
@@ -180,6 +192,7 @@ static void give_back(struct hr_feed *feed, const struct taken *t)
     feed->pending[feed->n_pending].unit = t->unit;
     feed->pending[feed->n_pending].weight = t->weight;
     feed->pending[feed->n_pending].streamed = t->streamed;
+    feed->pending[feed->n_pending].ticket = t->ticket;
     feed->n_pending++;
     release_done(feed, false);
 }

@@ -12,7 +12,6 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -219,16 +218,11 @@ static bool reached(struct queue *q, uint64_t until, bool wait)
 
 static int queue_start(struct queue *q, struct emulated *e)
 {
-    sigset_t all, before;
-    int r;
-
     q->device = e;
-    sigfillset(&all); /* signals are the caller's */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    r = pthread_create(&q->thread, NULL, queue_main, q);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    const int r = hr_thread_start(&q->thread, "hr-emulated", queue_main, q);
+
     q->is_started = r == 0;
-    return -r;
+    return r;
 }
 
 /* ---- open and close ------------------------------------------------------------------------- */

@@ -5,7 +5,6 @@
  * so is every backend that was passed over, with the reason and the remedy.
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -241,19 +240,6 @@ uint32_t hr_io_try_backends(struct hr_io_backend_trial ret_trials[HR_BACKENDS_MA
 }
 
 /* ---- threads ------------------------------------------------------------------------ */
-
-int hr_io_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg)
-{
-    sigset_t all, before;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int r = pthread_create(ret_thread, NULL, fn, arg);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (r == 0)
-        pthread_setname_np(*ret_thread, name);
-    return -r;
-}
 
 void hr_io_cond_init(pthread_cond_t *cond)
 {

@@ -141,9 +141,7 @@ uint32_t hr_io_try_backends(struct hr_io_backend_trial ret_trials[HR_BACKENDS_MA
 /* Nothing may be in flight. Accepts a pointer to NULL. */
 void hr_io_destroy(struct hr_io **io);
 
-/* A thread that leaves all signals to the caller's threads. `name` up to 15 characters. */
-int hr_io_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg);
-/* As hr_io_thread_start() needs them: initialise a condition on the monotonic clock; wait on it
+/* Waits that end by themselves: initialise a condition on the monotonic clock; wait on it
  * for at most wait_ns. */
 void hr_io_cond_init(pthread_cond_t *cond);
 void hr_io_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex, uint64_t wait_ns);
