@@ -685,8 +685,8 @@ struct hr_dit_forecast {
     uint64_t up_front_compute_ns; /* of the modulation of all forwards, where it comes up front   */
     uint64_t compute_ns;          /* of a forward without that, from one and two blocks           */
     uint64_t later_disk_ns;       /* of a later forward, or the only one: its bytes alone         */
-    /* Copies to a device that has its own memory, where compute_ns waits for them, too; 0: it computes
-     * on the host's. */
+    /* Copies to a device that has its own memory, where compute_ns waits for them, too; 0: it
+     * computes on the host's. */
     uint64_t link_sample_bytes, link_sample_ns;
     uint64_t link_ns; /* of the weights of one forward, without modulation that came up front */
     /* Disk and computing at the same time: the longer of the two. */

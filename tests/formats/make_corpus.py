@@ -8,7 +8,8 @@ FOLDER gets header/, index/, config/, manifest/ and verdicts.txt, a line for eac
 
     kind/name <tab> ok|EBADMSG|EOPNOTSUPP <tab> entries of a valid file, or words of the message
 
-and files without a verdict for the other fuzz targets. The same files every time; none is larger than a few hundred kB. STAMP is touched last.
+and files without a verdict for the other fuzz targets. The same files every time; none is larger than a few
+hundred kB. STAMP is touched last.
 """
 import itertools
 import json
