@@ -125,7 +125,16 @@ struct hr_memory {
 /* Zeros when /proc is not there. */
 struct hr_memory hr_memory_now(void);
 
-/* What the machine could still give, MemAvailable; 0 when it does not say. */
+/* What this process could still take, bytes: of the machine, and within the limits of its control
+ * groups; UINT64_MAX where neither is said. */
+struct hr_room {
+    uint64_t available_bytes, total_bytes; /* of the machine; 0: not said */
+    uint64_t limit_bytes, used_bytes;      /* of the tightest group; UINT64_MAX: no limit */
+    uint64_t room_bytes;                   /* the smaller of the two */
+};
+/* @param root  what stands before /proc and /sys: "", or a made-up tree */
+struct hr_room hr_room_read(const char *root);
+/* Its room_bytes for this machine; 0 when nothing says. */
 uint64_t hr_memory_available(void);
 
 /* CPUs this process may run on, at least 1. */

@@ -52,14 +52,6 @@ static bool read_proc(const char *path, char *buf, size_t buf_bytes)
     return true;
 }
 
-uint64_t hr_memory_available(void)
-{
-    char text[4096];
-
-    return read_proc("/proc/meminfo", text, sizeof(text)) ? status_bytes(text, "\nMemAvailable:")
-                                                          : 0;
-}
-
 struct hr_memory hr_memory_now(void)
 {
     char status[4096];

@@ -251,7 +251,7 @@ int hr_doctor_run(const char *root, const struct hr_doctor_params *params, hr_fi
                   void *user, struct hr_error *err)
 {
     const struct hr_doctor d = {.root = root, .fn = fn, .user = user};
-    const struct hr_room room = hr_doctor_room(&d);
+    const struct hr_room room = hr_room_read(d.root);
     struct subject subject = {0};
     struct hr_io_trial trial;
     char shown[SHOWN_BYTES];

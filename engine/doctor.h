@@ -41,14 +41,6 @@ void hr_doctor_disk(const struct hr_doctor *d, const struct hr_disk *disk,
                     const struct hr_io_trial *trial);
 void hr_doctor_no_disk(const struct hr_doctor *d, int fd);
 
-/* What this process could still take, bytes: of the machine, and within the limits of its control
- * groups; UINT64_MAX where neither is said. */
-struct hr_room {
-    uint64_t available_bytes, total_bytes; /* of the machine; 0: not said */
-    uint64_t limit_bytes, used_bytes;      /* of the tightest group; UINT64_MAX: no limit */
-    uint64_t room_bytes;                   /* the smaller of the two */
-};
-struct hr_room hr_doctor_room(const struct hr_doctor *d);
 void hr_doctor_ram(const struct hr_doctor *d, const struct hr_room *room);
 /* @param disk_node  of the disk; -1: not known */
 void hr_doctor_numa(const struct hr_doctor *d, int disk_node);

@@ -129,7 +129,7 @@ static const char meminfo[] = "MemTotal:       16000000 kB\nMemFree:  1 kB\n"
 static void ask_ram(void)
 {
     const struct hr_doctor d = machine_doctor();
-    const struct hr_room room = hr_doctor_room(&d);
+    const struct hr_room room = hr_room_read(d.root);
 
     hr_doctor_ram(&d, &room);
 }
