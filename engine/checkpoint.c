@@ -252,18 +252,15 @@ static int strip_prefix(struct hr_checkpoint *checkpoint, struct hr_error *err)
 static int check_config(const struct hr_checkpoint *checkpoint, struct hr_error *err)
 {
     const struct hr_model_files *files = &checkpoint->files;
-    char text[JSON_ERROR_TEXT_LENGTH];
-    json_error_t error;
-    json_t *root;
+    json_t *root = NULL;
 
     if (!files->config)
         return 0;
-    root = json_loadb(files->config, files->config_bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!root)
-        return hr_error_set(err, -EBADMSG, "%s: line %d: %s", files->config_shown, error.line,
-                            hr_printable(error.text, text, sizeof(text)));
+    const int r =
+        hr_json_parse(&root, files->config, files->config_bytes, files->config_shown, err);
+
     json_decref(root);
-    return 0;
+    return r;
 }
 
 /* ---- interface ---------------------------------------------------------------------- */

@@ -167,20 +167,34 @@ char *hr_file_parent(const char *path)
     return strndup(path, slash == path ? 1 : (size_t) (slash - path));
 }
 
-int hr_file_sync_parent(const char *path)
+/* @return a descriptor of the folder that holds `path`, or a negative errno */
+static int open_parent(const char *path)
 {
     char *parent = hr_file_parent(path);
-    int fd, r = 0;
 
     if (!parent)
         return -ENOMEM;
-    fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const int r = fd < 0 ? -errno : fd;
+
     free(parent);
+    return r;
+}
+
+/* EINVAL: this filesystem cannot flush a folder, and need not. */
+static int sync_folder(int fd)
+{
+    return fsync(fd) < 0 && errno != EINVAL ? -errno : 0;
+}
+
+int hr_file_sync_parent(const char *path)
+{
+    const int fd = open_parent(path);
+
     if (fd < 0)
-        return -errno;
-    /* EINVAL: this filesystem cannot flush a folder, and need not. */
-    if (fsync(fd) < 0 && errno != EINVAL)
-        r = -errno;
+        return fd;
+    const int r = sync_folder(fd);
+
     close(fd);
     return r;
 }
@@ -275,14 +289,16 @@ static char *temp_name(const char *path)
 
 static void replacement_uninit(struct hr_replacement *replacement)
 {
+    if (replacement->folder_fd >= 0)
+        close(replacement->folder_fd);
     free(replacement->target);
     free(replacement->temp);
-    *replacement = (struct hr_replacement){.fd = -1};
+    *replacement = (struct hr_replacement){.fd = -1, .folder_fd = -1};
 }
 
 int hr_replace_begin(struct hr_replacement *ret, const char *path, struct hr_error *err)
 {
-    struct hr_replacement replacement = {.path = path, .fd = -1};
+    struct hr_replacement replacement = {.path = path, .fd = -1, .folder_fd = -1};
     char shown[SHOWN_BYTES];
     mode_t mode;
     int r;
@@ -295,6 +311,13 @@ int hr_replace_begin(struct hr_replacement *ret, const char *path, struct hr_err
     if (mode != 0 && !S_ISREG(mode)) {
         r = hr_error_set(err, -EINVAL, "%s: is %s; the result replaces a file, or makes a new one",
                          hr_printable(path, shown, sizeof(shown)), hr_file_kind(mode));
+        replacement_uninit(&replacement);
+        return r;
+    }
+    /* Now, since after the rename nothing should be left that wants memory. */
+    replacement.folder_fd = open_parent(replacement.target);
+    if (replacement.folder_fd < 0) {
+        r = fail(path, err, replacement.folder_fd, "open its folder");
         replacement_uninit(&replacement);
         return r;
     }
@@ -321,7 +344,7 @@ int hr_replace_end(struct hr_replacement *replacement, int r, struct hr_error *e
     if (r < 0)
         unlink(replacement->temp);
     else
-        r = hr_file_sync_parent(replacement->target);
+        r = sync_folder(replacement->folder_fd);
     if (r < 0)
         fail(replacement->path, err, r, "write it");
     replacement_uninit(replacement);

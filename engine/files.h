@@ -56,7 +56,8 @@ int hr_file_target(const char *path, char **ret_path, mode_t *ret_mode);
 struct hr_replacement {
     const char *path; /* borrowed */
     char *target, *temp;
-    int fd; /* to be written to */
+    int fd;        /* to be written to */
+    int folder_fd; /* of `target` */
 };
 
 /* @return 0; -EINVAL there is something at `path` that is no regular file, or an error of the

@@ -12,19 +12,19 @@
 static int parse(json_t **ret_root, const char *text, size_t bytes, const char *path,
                  const char *name, struct hr_error *err)
 {
-    char printable[160], reason[JSON_ERROR_TEXT_LENGTH];
-    json_error_t error;
+    char printable[160], what[512];
     json_t *root;
+    int r;
 
     hr_printable(name, printable, sizeof(printable));
     if (bytes > HR_METADATA_BYTES_MAX)
         return hr_error_set(err, -EBADMSG,
                             "%s: %s holds %zu bytes of JSON; at most %d are expected", path,
                             printable, bytes, HR_METADATA_BYTES_MAX);
-    root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!root)
-        return hr_error_set(err, -EBADMSG, "%s: %s, line %d: %s", path, printable, error.line,
-                            hr_printable(error.text, reason, sizeof(reason)));
+    snprintf(what, sizeof(what), "%s: %s", path, printable);
+    r = hr_json_parse(&root, text, bytes, what, err);
+    if (r < 0)
+        return r;
     if (!json_is_object(root)) {
         json_decref(root);
         return hr_error_set(err, -EBADMSG, "%s: %s is no JSON object", path, printable);

@@ -248,12 +248,19 @@ int hr_resume_load(struct hr_resume *resume, float *const *latents, const uint64
     if (r < 0 || !text)
         return r;
 
-    json_t *state = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, NULL);
+    json_t *state = NULL;
+
+    r = hr_json_parse(&state, text, bytes, "state.json", NULL);
+    if (r == -ENOMEM) {
+        free(text);
+        return fail(resume, err, r, "reading state.json");
+    }
     json_t *facts = json_object_get(state, "facts");
     const json_t *step = json_object_get(state, "step");
     const json_int_t value = json_integer_value(step);
 
     free(text);
+    r = 0;
     if (json_integer_value(json_object_get(state, "version")) != STATE_VERSION ||
         !json_is_object(facts) || !json_is_integer(step) || value < 1 || value > 1000000)
         r = fail(resume, err, -EBADMSG, "lacks version, step or facts");

@@ -10,6 +10,8 @@
 #ifndef HR_FORMATS_H
 #define HR_FORMATS_H
 
+#include <jansson.h>
+
 #include "common/common.h"
 
 /* ---- dtypes ------------------------------------------------------------------------- */
@@ -167,6 +169,14 @@ void hr_manifest_sort_files(struct hr_manifest *manifest);
 const struct hr_manifest_file *hr_manifest_find_file(const struct hr_manifest *manifest,
                                                      const char *name);
 void hr_manifest_uninit(struct hr_manifest *manifest);
+
+/* ---- other JSON ------------------------------------------------------------------------- */
+
+/* Parse a text of at most 1 MiB as strictly as the files above, with no loss for want of memory.
+ * @param ret_root  owned by the caller
+ * @return 0, -EBADMSG or -ENOMEM */
+int hr_json_parse(json_t **ret_root, const char *text, size_t bytes, const char *what,
+                  struct hr_error *err);
 
 /* ---- table of states ---------------------------------------------------------------- */
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "formats/formats.h"
 #include "formats/json_strict.h"
 
 static int fail_at(const struct hr_json_source *source, const char *at, const char *message)
@@ -136,6 +137,80 @@ static int patch_integers(const char *text, size_t bytes, char **ret_copy)
     return 0;
 }
 
+/* ---- long tokens --------------------------------------------------------------------------
+ *
+ * jansson (2.14, lex_save()) leaves a character out where its buffer for a token cannot grow, and
+ * says nothing: for want of memory a name or a number would become another one. The buffer begins
+ * with TOKEN_BYTES and never shrinks, so longer tokens are made to come second: behind a string
+ * that is as long, of which it is easy to see whether it is whole. */
+
+enum { TOKEN_BYTES = 15 };
+
+/* Bytes of the longest token, of strings with their quotes. */
+static size_t longest_token(const char *p, const char *end)
+{
+    size_t longest = 0;
+
+    while (p < end) {
+        const char *begin = p;
+
+        if (*p == '"') {
+            p = string_end(p, end);
+            if (!p)
+                p = end; /* for jansson to say */
+        } else {
+            while (p < end && !ends_scalar(*p) && *p != '"' && *p != '[' && *p != '{' && *p != ':')
+                p++;
+        }
+        if ((size_t) (p - begin) > longest)
+            longest = (size_t) (p - begin);
+        if (p == begin)
+            p++;
+    }
+    return longest;
+}
+
+/* The second of two elements of which the first is n bytes long; NULL: it is not, or there are not
+ * two. Takes the array. */
+static json_t *take_second(json_t *array, size_t n)
+{
+    const bool whole = json_string_length(json_array_get(array, 0)) == n;
+    json_t *value = NULL;
+
+    if (whole && json_array_size(array) == 2)
+        value = json_incref(json_array_get(array, 1));
+    json_decref(array);
+    return value;
+}
+
+/* @param ret_shift  how far jansson's positions are from those in `text`
+ * @return NULL with *error, whose text is empty for want of memory */
+static json_t *load_text(const char *text, size_t bytes, json_error_t *error, size_t *ret_shift)
+{
+    const size_t n = longest_token(text, text + bytes);
+    const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
+
+    *ret_shift = 0;
+    error->text[0] = '\0';
+    if (n <= TOKEN_BYTES)
+        return json_loadb(text, bytes, flags, error);
+    const size_t shift = n + 4; /* [" and ", */
+    char *padded = malloc(shift + bytes + 1);
+
+    if (!padded)
+        return NULL;
+    memset(padded, 'a', shift);
+    memcpy(padded, "[\"", 2);
+    memcpy(padded + shift - 2, "\",", 2);
+    memcpy(padded + shift, text, bytes);
+    padded[shift + bytes] = ']';
+    json_t *array = json_loadb(padded, shift + bytes + 1, flags, error);
+
+    free(padded);
+    *ret_shift = shift;
+    return array ? take_second(array, n) : NULL;
+}
+
 /* @param where  in front of jansson's words, such as `tensor "x": ` */
 static int load_span(json_t **ret_value, const struct hr_json_source *source,
                      struct hr_json_span span, const char *where)
@@ -144,6 +219,7 @@ static int load_span(json_t **ret_value, const struct hr_json_source *source,
     char text[JSON_ERROR_TEXT_LENGTH * 2];
     json_error_t error;
     json_t *value;
+    size_t shift;
 
     if (span.bytes > HR_JSON_VALUE_BYTES_MAX && *span.begin != '"')
         return hr_error_set(source->err, -EBADMSG,
@@ -151,8 +227,7 @@ static int load_span(json_t **ret_value, const struct hr_json_source *source,
                             source->what, where, span.bytes, (int) HR_JSON_VALUE_BYTES_MAX);
     if (patch_integers(span.begin, span.bytes, &copy) < 0)
         return fail_memory(source);
-    value = json_loadb(copy ? copy : span.begin, span.bytes,
-                       JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    value = load_text(copy ? copy : span.begin, span.bytes, &error, &shift);
     free(copy);
     if (value) {
         *ret_value = value;
@@ -161,7 +236,8 @@ static int load_span(json_t **ret_value, const struct hr_json_source *source,
     if (!error.text[0] || json_error_code(&error) == json_error_out_of_memory)
         return fail_memory(source);
     return hr_error_set(source->err, -EBADMSG, "%s: %smalformed JSON at byte %zu: %s", source->what,
-                        where, (size_t) (span.begin - source->text) + (size_t) error.position,
+                        where,
+                        (size_t) (span.begin - source->text) + (size_t) error.position - shift,
                         hr_printable(error.text, text, sizeof(text)));
 }
 
@@ -175,7 +251,17 @@ int hr_json_load(json_t **ret_value, const struct hr_json_source *source)
         return fail_at(source, p, "the text is empty");
     if (value_end(source, p, end, &after) < 0)
         return -EBADMSG;
-    return load_span(ret_value, source, (struct hr_json_span){p, (size_t) (end - p)}, "");
+    if (skip_space(after, end) != end)
+        return fail_at(source, skip_space(after, end), "something follows the value");
+    return load_span(ret_value, source, (struct hr_json_span){p, (size_t) (after - p)}, "");
+}
+
+int hr_json_parse(json_t **ret_root, const char *text, size_t bytes, const char *what,
+                  struct hr_error *err)
+{
+    const struct hr_json_source source = {text, bytes, what, err};
+
+    return hr_json_load(ret_root, &source);
 }
 
 int hr_json_load_member(json_t **ret_value, const struct hr_json_object *object,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""accelerate: a device map with the blocks on "disk". They are first copied into its own format, a file for each tensor,
-and read by name when a module is called. (All modules on "disk", by {"": "disk"}, is refused by its loader.)
+"""accelerate: a device map with the blocks on "disk". They are first copied into its own format, a file for each
+tensor, and read by name when a module is called. (All modules on "disk", by {"": "disk"}, is refused by its loader.)
 """
 import glob
 import os

@@ -107,7 +107,8 @@ def run_peer(script, extra, args, inputs, group):
 def reference(args, inputs, activation):
     path = os.path.join(args.work, "reference.safetensors")
     subprocess.run([args.headrace, "forward", args.model, "--inputs", inputs, "--timestep", str(peer.TIMESTEP),
-                    "--precision", "f32", "--activation", activation, "--output", path, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+                    "--precision", "f32", "--activation", activation, "--output", path, "--quiet"], check=True,
+                   stdout=subprocess.DEVNULL)
     velocity = peer.read_inputs(path)["velocity"]
     os.remove(path)
     return velocity

@@ -135,7 +135,7 @@ static void test_metadata(void **state)
     } bad[] = {
         {TEXT("\\\"lora_alpha\\\": 1"
               "\\\""),
-         -EBADMSG, "lora_adapter_metadata, line 1"},
+         -EBADMSG, "lora_adapter_metadata: malformed JSON at byte"},
         {"{\"lora_adapter_metadata\":\"[1]\"}", -EBADMSG, "no JSON object"},
         {TEXT("\\\"lora_alpha\\\": \\\"8\\\""), -EBADMSG, "lora_alpha is no number"},
         {TEXT("\\\"use_dora\\\": true"), -EOPNOTSUPP, "DoRA"},
