@@ -3,7 +3,7 @@
 
 Each is run as `python PEER.py MODEL INPUTS WORK` by run.py: MODEL a folder of safetensors shards with config.json,
 INPUTS made by `headrace inputs`, WORK an empty folder for whatever the peer writes. It loads, computes one
-forward and one guided step, writes WORK/velocity.npy and prints its figures as one line of JSON.
+forward and two guided steps, writes WORK/velocity.npy and prints its figures as one line of JSON.
 """
 import ctypes
 import ctypes.util
@@ -119,6 +119,8 @@ def measure(load, forward, guided=None):
     lap("forward")
     guided(loaded, latents, prompts)
     lap("guided")
+    guided(loaded, latents, prompts)
+    lap("later")
     np.save(os.path.join(work, "velocity.npy"), velocity)
     result["peak_anonymous_bytes"] = peak.bytes
     result["page_cache_bytes"] = sum(cached_bytes(p) for p in shards(model) + files_of(work))

@@ -7,7 +7,7 @@ usage: run.py HEADRACE MODEL [--memory 8GiB] [--size 256] [--text 64] [--work FO
 MODEL is made by `headrace synth`; the Python that runs this has torch, diffusers 0.42, accelerate, diffsynth
 2.1 (without its dependencies) and headrace. Each peer runs by itself, from a cold page cache, in a memory
 cgroup of --memory, page cache included, where this process may make one; where not, the table says "no
-limit". One forward, then one guided step (two prompts). headrace runs first and last: what lies between its
+limit". One forward, then two guided steps (of two prompts). headrace runs first and last: what lies between its
 two rows is the disk's doing. "difference" is to headrace in f32 with the peer's activation: relative RMS, and
 the largest of any value.
 What fails is in the table with its reason.
@@ -121,8 +121,9 @@ def print_row(name, result, want):
     got = result["velocity"]
     rms = np.linalg.norm(got - want) / np.linalg.norm(want)
     gb = {k: result[k] / 1e9 for k in result if k.endswith("_bytes")}
-    print(f"| {name} | {result['setup_s']:.1f} | {result['forward_s']:.1f} | {result['guided_s']:.1f} "
-          f"| {gb['setup_bytes']:.1f}, {gb['forward_bytes']:.1f}, {gb['guided_bytes']:.1f} "
+    print(f"| {name} | {result['setup_s']:.1f} | {result['forward_s']:.1f} "
+          f"| {result['guided_s']:.1f}, {result['later_s']:.1f} "
+          f"| {gb['setup_bytes']:.1f}, {gb['forward_bytes']:.1f}, {gb['guided_bytes']:.1f}, {gb['later_bytes']:.1f} "
           f"| {gb['peak_anonymous_bytes']:.2f} | {gb['page_cache_bytes']:.1f} | {gb['extra_disk_bytes']:.1f} "
           f"| {rms:.1e}, {np.abs(got - want).max():.3f} |", flush=True)
 
@@ -149,7 +150,7 @@ def main():
         print(f"model {total / 1e9:.2f} GB, {args.size}x{args.size} pixels, {args.text} text tokens, "
               f"{len(os.sched_getaffinity(0))} CPUs, Linux {platform.release()}, "
               + (f"memory limit {args.memory}" if group.path else "no limit on memory: no cgroup can be made here"))
-        print("\n| | setup s | forward s | guided step s | GB read: setup, forward, guided step | peak anonymous GB "
+        print("\n| | setup s | forward s | guided steps s | GB read: setup, forward, guided steps | peak anonymous GB "
               "| page cache GB | extra disk GB | difference: relative RMS, largest |\n"
               "| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for name, script, extra in PEERS:

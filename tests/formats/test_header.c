@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-#include <jansson.h>
 
 #include "formats/formats.h"
 
@@ -429,85 +428,7 @@ static void test_ranges(void **state)
     expect_bad("{}", 1, "the tensors end at byte 10, the file at 11", "");
 }
 
-/* ---- memory and size ---------------------------------------------------------------- */
-
-static unsigned n_allocations_left;
-
-static void *failing_malloc(size_t bytes)
-{
-    return n_allocations_left && n_allocations_left-- ? malloc(bytes) : NULL;
-}
-
-static unsigned n_allocations, failing_allocation;
-
-static void *once_failing_malloc(size_t bytes)
-{
-    return ++n_allocations == failing_allocation ? NULL : malloc(bytes);
-}
-
-/* One allocation of jansson fails, the others do not: an error or the same header, never a name or
- * a number that lacks a character because its buffer could not grow. */
-static void test_one_failed_allocation(void **state)
-{
-    static const char name[] =
-        "transformer_blocks.0.attn.a_name_that_outgrows_every_small_buffer.weight";
-    static const char json[] =
-        "{\"__metadata__\":{\"a key of more than fifteen bytes\":\"and a value as long as that\"},"
-        "\"transformer_blocks.0.attn.a_name_that_outgrows_every_small_buffer.weight\":"
-        "{\"dtype\":\"U8\",\"shape\":[0,1234567890123456789],\"data_offsets\":[0,0]}}";
-    unsigned n_failed = 0;
-
-    (void) state;
-    for (failing_allocation = 1;; failing_allocation++) {
-        struct hr_header header;
-        struct hr_error err = {0};
-
-        n_allocations = 0;
-        json_set_alloc_funcs(once_failing_malloc, free);
-        const int r = parse_bytes(&header, json, strlen(json), 0, &err);
-        json_set_alloc_funcs(malloc, free);
-        if (r == 0) {
-            assert_int_equal(header.n_entries, 1);
-            assert_string_equal(header.entries[0].name, name);
-            assert_true(header.entries[0].shape[1] == UINT64_C(1234567890123456789));
-            hr_header_uninit(&header);
-        }
-        n_failed += r < 0;
-        if (n_allocations < failing_allocation)
-            break;
-    }
-    assert_true(n_failed > 20);
-}
-
-/* jansson without memory at each of its allocations in turn. Where its lexer lacks memory jansson
- * calls the text malformed; that aside, the error says what it is, and nothing leaks. */
-static void test_no_memory(void **state)
-{
-    static const char json[] = "{\"__metadata__\":{\"a\":\"b\"}," ENTRY("x", "U8", "1,1", 0, 1) "}";
-    unsigned n_failed = 0;
-    int r = -1;
-
-    (void) state;
-    json_set_alloc_funcs(failing_malloc, free);
-    for (unsigned n = 0; r < 0 && n < 1000; n++) {
-        struct hr_header header;
-        struct hr_error err = {0};
-
-        n_allocations_left = n;
-        r = parse_bytes(&header, json, sizeof(json) - 1, 1, &err);
-        if (r == 0) {
-            hr_header_uninit(&header);
-        } else {
-            n_failed++;
-            if (r != -ENOMEM)
-                assert_non_null(strstr(err.message, "malformed JSON"));
-            assert_non_null(strstr(err.message, "file.st: "));
-        }
-    }
-    json_set_alloc_funcs(malloc, free);
-    assert_int_equal(r, 0);
-    assert_true(n_failed > 10);
-}
+/* ---- size ------------------------------------------------------------------------ */
 
 static void test_many(void **state)
 {
@@ -619,26 +540,15 @@ static void test_build_refuses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_length),
-        cmocka_unit_test(test_sizes_disagree),
-        cmocka_unit_test(test_empty),
-        cmocka_unit_test(test_order),
-        cmocka_unit_test(test_legal_forms),
-        cmocka_unit_test(test_rank_64),
-        cmocka_unit_test(test_not_json),
-        cmocka_unit_test(test_text_rules),
-        cmocka_unit_test(test_duplicates),
-        cmocka_unit_test(test_metadata),
-        cmocka_unit_test(test_depth),
-        cmocka_unit_test(test_large_value),
-        cmocka_unit_test(test_entry_form),
-        cmocka_unit_test(test_integers),
-        cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_many),
-        cmocka_unit_test(test_one_failed_allocation),
-        cmocka_unit_test(test_build),
+        cmocka_unit_test(test_length),        cmocka_unit_test(test_sizes_disagree),
+        cmocka_unit_test(test_empty),         cmocka_unit_test(test_order),
+        cmocka_unit_test(test_legal_forms),   cmocka_unit_test(test_rank_64),
+        cmocka_unit_test(test_not_json),      cmocka_unit_test(test_text_rules),
+        cmocka_unit_test(test_duplicates),    cmocka_unit_test(test_metadata),
+        cmocka_unit_test(test_depth),         cmocka_unit_test(test_large_value),
+        cmocka_unit_test(test_entry_form),    cmocka_unit_test(test_integers),
+        cmocka_unit_test(test_sizes),         cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_many),          cmocka_unit_test(test_build),
         cmocka_unit_test(test_build_refuses),
     };
 
