@@ -140,9 +140,10 @@ uint64_t hr_memory_available(void);
 /* CPUs this process may run on, at least 1. */
 unsigned hr_n_cpus(void);
 
-/* A thread that leaves all signals to the caller's threads. `name` up to 15 characters.
- * @return 0 or a negative errno */
-int hr_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg);
+/* A thread that leaves all signals to the caller's threads. `name` up to 15 characters; stack_bytes
+ * 0: the system's choice. @return 0 or a negative errno */
+int hr_thread_start(pthread_t *ret_thread, const char *name, size_t stack_bytes,
+                    void *(*fn)(void *), void *arg);
 
 /* ---- /proc and /sys ------------------------------------------------------------------- */
 

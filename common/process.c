@@ -67,14 +67,20 @@ struct hr_memory hr_memory_now(void)
     };
 }
 
-int hr_thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg)
+int hr_thread_start(pthread_t *ret_thread, const char *name, size_t stack_bytes,
+                    void *(*fn)(void *), void *arg)
 {
     sigset_t all, before;
+    pthread_attr_t attr;
 
+    pthread_attr_init(&attr);
+    if (stack_bytes > 0)
+        pthread_attr_setstacksize(&attr, stack_bytes);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int r = pthread_create(ret_thread, NULL, fn, arg);
+    const int r = pthread_create(ret_thread, &attr, fn, arg);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
     if (r == 0)
         pthread_setname_np(*ret_thread, name);
     return -r;

@@ -226,7 +226,7 @@ static int run_blocks(struct hr_dit *dit, struct hr_error *err)
         hr_dit_report_progress(dit, i + 1);
     }
     /* Damage that led to NaN is to be named as what it is. */
-    const int r = dit->feed.verify ? hr_dit_verify_end(dit->feed.verify, err) : 0;
+    const int r = hr_dit_verify_end(&dit->verify, err);
 
     return r < 0 ? r : hr_dit_finite_end(dit, err);
 }
@@ -357,8 +357,8 @@ static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *co
         r = head(dit, velocities, err);
     hr_feed_trace_part(&dit->feed, "head", 0, part_ns);
     hr_feed_flush(&dit->feed);
-    if (r == 0 && dit->feed.verify)
-        r = hr_dit_verify_end(dit->feed.verify, err);
+    if (r == 0)
+        r = hr_dit_verify_end(&dit->verify, err);
 
     const struct hr_meter_now end = hr_dit_meter_now(dit, 0);
 

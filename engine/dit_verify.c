@@ -132,7 +132,7 @@ int hr_dit_verify_init(struct hr_dit_verify *verify, const struct hr_checkpoint 
         return r;
     pthread_mutex_init(&verify->lock, NULL);
     pthread_cond_init(&verify->changed, NULL);
-    r = hr_thread_start(&verify->thread, "hr-verify", thread_main, verify);
+    r = hr_thread_start(&verify->thread, "hr-verify", 0, thread_main, verify);
     verify->is_started = r == 0;
     return r < 0 ? hr_error_set(err, r, "no thread for checksums") : 0;
 }
@@ -193,6 +193,8 @@ bool hr_dit_verify_is_done(struct hr_dit_verify *verify, uint64_t ticket, bool w
 
 int hr_dit_verify_end(struct hr_dit_verify *verify, struct hr_error *err)
 {
+    if (!verify->is_started)
+        return 0;
     pthread_mutex_lock(&verify->lock);
     while (verify->n_done < verify->n_posted)
         pthread_cond_wait(&verify->changed, &verify->lock);

@@ -51,7 +51,7 @@ int hr_dit_verify_unit(struct hr_dit_verify *verify, const struct hr_unit *unit,
                        uint64_t *ret_ticket, struct hr_error *err);
 /* Whether the unit is hashed, and its bytes are free; with `wait` it waits, and returns true. */
 bool hr_dit_verify_is_done(struct hr_dit_verify *verify, uint64_t ticket, bool wait);
-/* Wait for all units. @return 0 or -EBADMSG as above */
+/* Wait for all units; nothing where nothing is compared. @return 0 or -EBADMSG as above */
 int hr_dit_verify_end(struct hr_dit_verify *verify, struct hr_error *err);
 
 #endif /* HR_DIT_VERIFY_H */

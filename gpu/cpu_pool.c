@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 
 #include "gpu/cpu_openmp.h"
@@ -159,8 +158,6 @@ int hr_pool_run(struct hr_pool *pool, hr_pool_fn *fn, void *ctx, size_t n_tasks)
 int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads, const atomic_int *cancelled)
 {
     struct hr_pool *pool = calloc(1, sizeof(*pool) + n_threads * sizeof(pool->workers[0]));
-    sigset_t all, before;
-    pthread_attr_t attr;
     int rc = 0;
 
     hr_assert(n_threads >= 1);
@@ -170,23 +167,14 @@ int hr_pool_open(struct hr_pool **ret_pool, unsigned n_threads, const atomic_int
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->left, NULL);
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    /* Workers inherit this: signals are the caller's, and cpu_gemm.c says why not theirs. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    /* Signals are the caller's; cpu_gemm.c says why not theirs. */
     while (pool->n_workers + 1 < n_threads && rc == 0) {
         struct worker *worker = &pool->workers[pool->n_workers];
 
         *worker = (struct worker){.pool = pool, .idx = pool->n_workers + 1};
-        rc = -pthread_create(&worker->thread, &attr, worker_main, worker);
-        if (rc == 0) {
-            pthread_setname_np(worker->thread, "hr-compute");
-            pool->n_workers++;
-        }
+        rc = hr_thread_start(&worker->thread, "hr-compute", STACK_BYTES, worker_main, worker);
+        pool->n_workers += rc == 0;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
     if (rc < 0) {
         hr_pool_close(&pool);
         return rc;

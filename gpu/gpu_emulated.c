@@ -219,7 +219,7 @@ static bool reached(struct queue *q, uint64_t until, bool wait)
 static int queue_start(struct queue *q, struct emulated *e)
 {
     q->device = e;
-    const int r = hr_thread_start(&q->thread, "hr-emulated", queue_main, q);
+    const int r = hr_thread_start(&q->thread, "hr-emulated", 0, queue_main, q);
 
     q->is_started = r == 0;
     return r;

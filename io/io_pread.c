@@ -90,7 +90,7 @@ static int pread_init(struct hr_io *io, struct hr_error *err)
     p->done = calloc(p->depth, sizeof(*p->done));
     int r = p->jobs && p->done ? 0 : -ENOMEM;
     while (r == 0 && p->n_threads < n_threads) {
-        r = hr_thread_start(&p->threads[p->n_threads], "hr-pread", pread_thread, p);
+        r = hr_thread_start(&p->threads[p->n_threads], "hr-pread", 0, pread_thread, p);
         if (r == 0)
             p->n_threads++;
     }

@@ -102,7 +102,7 @@ static int init_blocks(struct hr_reader *reader, struct hr_error *err)
 static int start_thread(struct hr_reader *reader, struct hr_error *err)
 {
     struct hr_handover *shared = reader->shared;
-    int r = hr_thread_start(&reader->thread, "hr-reader", hr_reader_thread, reader);
+    int r = hr_thread_start(&reader->thread, "hr-reader", 0, hr_reader_thread, reader);
 
     if (r < 0)
         return hr_error_set(err, r, "no thread for reading");
