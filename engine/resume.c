@@ -250,17 +250,15 @@ int hr_resume_load(struct hr_resume *resume, float *const *latents, const uint64
 
     json_t *state = NULL;
 
-    r = hr_json_parse(&state, text, bytes, "state.json", NULL);
-    if (r == -ENOMEM) {
-        free(text);
+    /* Of what is no JSON the parts are missing below. */
+    r = hr_json_parse(&state, text, bytes, state_name, NULL) == -ENOMEM ? -ENOMEM : 0;
+    free(text);
+    if (r < 0)
         return fail(resume, err, r, "reading state.json");
-    }
     json_t *facts = json_object_get(state, "facts");
     const json_t *step = json_object_get(state, "step");
     const json_int_t value = json_integer_value(step);
 
-    free(text);
-    r = 0;
     if (json_integer_value(json_object_get(state, "version")) != STATE_VERSION ||
         !json_is_object(facts) || !json_is_integer(step) || value < 1 || value > 1000000)
         r = fail(resume, err, -EBADMSG, "lacks version, step or facts");
