@@ -2,12 +2,8 @@
 /* bench_plot.c -- throughput against bytes in flight, as one SVG that is readable in light and
  * dark.
  */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "cli/bench.h"
 
@@ -143,28 +139,22 @@ static void draw(FILE *f, const struct bench_sweep *sweep, const char *title)
     fputs("</svg>\n", f);
 }
 
+struct plot {
+    const struct bench_sweep *sweep;
+    const char *title;
+};
+
+static void put_plot(FILE *f, const void *user)
+{
+    const struct plot *plot = user;
+
+    draw(f, plot->sweep, plot->title);
+}
+
 int bench_plot(const char *path, const struct bench_sweep *sweep, const char *title,
                struct hr_error *err)
 {
-    char *temp;
-    FILE *f;
-    bool written;
-    int code = 0;
+    const struct plot plot = {sweep, title};
 
-    if (asprintf(&temp, "%s.tmp-%ld", path, (long) getpid()) < 0)
-        return cli_error(err, -ENOMEM, "no memory for a plot");
-    f = fopen(temp, "wxe");
-    if (!f) {
-        code = errno;
-    } else {
-        draw(f, sweep, title);
-        written = !ferror(f);
-        errno = EIO; /* where stdio does not say */
-        if (fclose(f) != 0 || !written || rename(temp, path) < 0) {
-            code = errno;
-            unlink(temp);
-        }
-    }
-    free(temp);
-    return code ? cli_error(err, -code, "%s: cannot write the plot: %s", path, strerror(code)) : 0;
+    return cli_write_whole(path, "the plot", put_plot, &plot, err);
 }

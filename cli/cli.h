@@ -200,6 +200,12 @@ int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *mo
                      struct hr_error *err);
 /* Of report, whose inputs are files of runs. */
 int cli_check_page(const struct cli_options *o, struct hr_error *err);
+/* Writes all of a file; a failure shows in the stream's error flag. */
+typedef void cli_put(FILE *f, const void *user);
+/* A file that appears whole or not at all: under a temporary name, then renamed. A link stays one.
+ * @param what  "the page", for messages */
+int cli_write_whole(const char *path, const char *what, cli_put *put, const void *user,
+                    struct hr_error *err);
 /* What --trace records into; NULL without it. */
 int cli_open_trace(struct hr_trace **ret_trace, const struct cli_options *o, struct hr_error *err);
 /* Write it, where there is one, once r, the result of the run, is 0 or -ECANCELED.

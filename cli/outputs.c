@@ -68,6 +68,19 @@ static const char *reason_to_keep(const struct stat *st, const struct cli_option
     return NULL;
 }
 
+/* @return 1 a file is there, which would be replaced; 0 nothing is; or why neither can be written
+ */
+static int look_at(const struct output *output, struct stat *ret_st, struct hr_error *err)
+{
+    if (!output->path[0])
+        return refuse(err, -EINVAL, output, "an empty name");
+    if (stat(output->path, ret_st) < 0)
+        return check_folder(output, err);
+    if (!S_ISREG(ret_st->st_mode))
+        return refuse(err, -EINVAL, output, "is there already and is no regular file");
+    return 1;
+}
+
 static int check_path(const struct output *output, const struct cli_options *o,
                       const struct hr_checkpoint *model, struct hr_error *err)
 {
@@ -76,12 +89,10 @@ static int check_path(const struct output *output, const struct cli_options *o,
 
     if (!output->path)
         return 0;
-    if (!output->path[0])
-        return refuse(err, -EINVAL, output, "an empty name");
-    if (stat(output->path, &st) < 0)
-        return check_folder(output, err);
-    if (!S_ISREG(st.st_mode))
-        return refuse(err, -EINVAL, output, "is there already and is no regular file");
+    const int r = look_at(output, &st, err);
+
+    if (r <= 0)
+        return r;
     why = reason_to_keep(&st, o, model);
     return why ? refuse(err, -EINVAL, output, why) : check_folder(output, err);
 }
@@ -107,18 +118,62 @@ int cli_check_page(const struct cli_options *o, struct hr_error *err)
     const struct output output = {"--output", o->output};
     const char *const inputs[] = {o->paths[0], o->trace, o->plan};
     struct stat st;
+    const int r = look_at(&output, &st, err);
 
-    if (!output.path[0])
-        return refuse(err, -EINVAL, &output, "an empty name");
-    if (stat(output.path, &st) < 0)
-        return check_folder(&output, err);
-    if (!S_ISREG(st.st_mode))
-        return refuse(err, -EINVAL, &output, "is there already and is no regular file");
+    if (r <= 0)
+        return r;
     for (size_t i = 0; i < sizeof(inputs) / sizeof(inputs[0]); i++)
         if (inputs[i] && is_same(&st, inputs[i]))
             return refuse(err, -EINVAL, &output,
                           "is one of the files that the page is made from; name another file");
     return check_folder(&output, err);
+}
+
+/* @return 0 or a negative errno */
+static int write_temp(const char *temp, cli_put *put, const void *user)
+{
+    FILE *f = fopen(temp, "wxe");
+    int r = 0;
+
+    if (!f)
+        return -errno;
+    errno = 0;
+    put(f, user);
+    if (fflush(f) != 0 || ferror(f) || fsync(fileno(f)) < 0)
+        r = errno ? -errno : -EIO;
+    if (fclose(f) != 0 && r == 0)
+        r = -errno;
+    if (cli_interrupted && r == 0)
+        r = -ECANCELED;
+    if (r < 0)
+        unlink(temp);
+    return r;
+}
+
+int cli_write_whole(const char *path, const char *what, cli_put *put, const void *user,
+                    struct hr_error *err)
+{
+    char *target = realpath(path, NULL), *temp = NULL, shown[512];
+    int r = 0;
+
+    if (!target)
+        target = strdup(path);
+    if (!target || asprintf(&temp, "%s.tmp-%ld", target, (long) getpid()) < 0) {
+        free(target);
+        return cli_error(err, -ENOMEM, "no memory for %s", what);
+    }
+    r = write_temp(temp, put, user);
+    if (r == 0 && rename(temp, target) < 0) {
+        r = -errno;
+        unlink(temp);
+    }
+    free(temp);
+    free(target);
+    if (r == -ECANCELED)
+        return cli_error(err, r, "interrupted");
+    return r < 0 ? cli_error(err, r, "%s: cannot write %s: %s",
+                             cli_printable(shown, sizeof(shown), path), what, strerror(-r))
+                 : 0;
 }
 
 int cli_open_trace(struct hr_trace **ret_trace, const struct cli_options *o, struct hr_error *err)
