@@ -20,6 +20,23 @@
 #include "gpu/kernels.h"
 #include "tests/gpu/check.h"
 
+/* y [n_tokens, n_out] = x [n_tokens, n_in] w^T, all dense and F32. */
+static struct hr_linear linear_f32(float *y, const float *x, const float *w, size_t n_tokens,
+                                   size_t n_in, size_t n_out)
+{
+    return (struct hr_linear){.x = x,
+                              .x_dtype = HR_DTYPE_F32,
+                              .x_stride = n_in,
+                              .w = w,
+                              .w_dtype = HR_DTYPE_F32,
+                              .n_tokens = n_tokens,
+                              .n_in = n_in,
+                              .n_out = n_out,
+                              .out = y,
+                              .out_dtype = HR_DTYPE_F32,
+                              .out_stride = n_out};
+}
+
 /* ---- open --------------------------------------------------------------------------- */
 
 static void check_refused(const struct hr_gpu_params *params, int code, const char *words)
@@ -295,17 +312,7 @@ static void test_cancelled(void **state)
     atomic_int cancelled = 1;
     const struct hr_gpu_params params = {
         .device = "cpu", .act = HR_DTYPE_F32, .n_threads = 2, .cancelled = &cancelled};
-    struct hr_linear linear = {.x = x,
-                               .x_dtype = HR_DTYPE_F32,
-                               .x_stride = D,
-                               .w = w,
-                               .w_dtype = HR_DTYPE_F32,
-                               .n_tokens = T,
-                               .n_in = D,
-                               .n_out = D,
-                               .out = out,
-                               .out_dtype = HR_DTYPE_F32,
-                               .out_stride = D};
+    struct hr_linear linear = linear_f32(out, x, w, T, D, D);
     const struct hr_attention attention = {
         .out = out, .q = x, .k = x, .v = x, .n_q = T, .n_k = T, .n_heads = 1};
     const struct hr_layernorm_modulate norm = {.out = out,
@@ -402,17 +409,7 @@ static void test_no_other_threads(void **state)
 {
     enum { T = 256, K = 512, N = 512 };
     static float x[T * K], w[N * K], y[T * N];
-    const struct hr_linear p = {.x = x,
-                                .x_dtype = HR_DTYPE_F32,
-                                .x_stride = K,
-                                .w = w,
-                                .w_dtype = HR_DTYPE_F32,
-                                .n_tokens = T,
-                                .n_in = K,
-                                .n_out = N,
-                                .out = y,
-                                .out_dtype = HR_DTYPE_F32,
-                                .out_stride = N};
+    const struct hr_linear p = linear_f32(y, x, w, T, K, N);
     struct check_device device;
 
     (void) state;
@@ -447,17 +444,7 @@ static void test_signals(void **state)
     const struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
     static float x[T * K], w[N * K], y[T * N];
     struct sigaction sa = {.sa_handler = on_alarm, .sa_flags = SA_RESTART}, before;
-    const struct hr_linear p = {.x = x,
-                                .x_dtype = HR_DTYPE_F32,
-                                .x_stride = K,
-                                .w = w,
-                                .w_dtype = HR_DTYPE_F32,
-                                .n_tokens = T,
-                                .n_in = K,
-                                .n_out = N,
-                                .out = y,
-                                .out_dtype = HR_DTYPE_F32,
-                                .out_stride = N};
+    const struct hr_linear p = linear_f32(y, x, w, T, K, N);
     struct check_device device;
     pthread_attr_t attr;
     size_t stack_bytes;
