@@ -11,10 +11,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "engine/checkpoint.h"
 #include "engine/files.h"
+#include "engine/xxh3.h"
 
 enum { STATE_BYTES_MAX = 1 << 20, STATE_VERSION = 1 };
 

@@ -8,9 +8,8 @@
 #ifndef HR_VERIFY_H
 #define HR_VERIFY_H
 
-#include <xxhash.h>
-
 #include "common/common.h"
+#include "engine/xxh3.h"
 #include "formats/formats.h"
 
 /* The hash of one tensor after another, each from its units in order. */

@@ -13,7 +13,10 @@
 #include <cmocka.h>
 
 #include "common/common.h"
+#include "engine/verify.h"
 #include "scratch.h"
+
+#undef XXH3_128bits /* libxxhash's own, whatever the CPU has */
 
 enum { FLIPS = 1000, DAMAGES_MAX = 256 };
 
@@ -243,6 +246,36 @@ static void bad_manifest_files(void **state)
     assert_fails(hr_manifest_read(&manifest, scratch("text"), &err), -EBADMSG, "at most 200000000");
 }
 
+/* In pieces of any size, by whatever instructions, at any address. */
+static void hashes_are_xxh3(void **state)
+{
+    static const uint64_t sizes[] = {1, 255, 256, 4097, 1, 65536, 200003};
+    const struct hr_tensor tensor = {.size_bytes = 270149};
+    struct hr_tensor_hash hash;
+    struct hr_hash got = {0};
+    static uint8_t data[270149 + 1];
+    uint64_t done = 0;
+
+    (void) state;
+    for (size_t i = 0; i < sizeof(data); i++)
+        data[i] = (uint8_t) (i * i >> 7);
+    assert_works(hr_tensor_hash_init(&hash, &err));
+    for (uint32_t at = 0; at < 2; at++, done = 0) {
+        const XXH128_hash_t expected = XXH3_128bits(data + at, tensor.size_bytes);
+
+        for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++, done += sizes[i - 1]) {
+            const struct hr_unit unit = {
+                .tensor = &tensor, .data = data + at + done, .size_bytes = sizes[i]};
+
+            assert_int_equal(hr_tensor_hash_add(&hash, &unit, &got),
+                             done + sizes[i] == tensor.size_bytes);
+        }
+        assert_int_equal(done, tensor.size_bytes);
+        assert_true(got.high == expected.high64 && got.low == expected.low64);
+    }
+    hr_tensor_hash_uninit(&hash);
+}
+
 static void cancelled_and_same_names(void **state)
 {
     const char *paths[] = {scratch("one/m.safetensors"), scratch("two/m.safetensors")};
@@ -275,6 +308,7 @@ int main(void)
         cmocka_unit_test(types_and_models_are_compared),
         cmocka_unit_test(a_file_without_tensors),
         cmocka_unit_test(bad_manifest_files),
+        cmocka_unit_test(hashes_are_xxh3),
         cmocka_unit_test(cancelled_and_same_names),
     };
 
