@@ -116,7 +116,7 @@ static struct hr_denoise_step total_of(const struct loop *loop)
     for (uint32_t i = 0; i < loop->n_steps; i++) {
         const struct hr_denoise_step *s = &loop->steps[i];
 
-        total.bytes_read += s->bytes_read;
+        total.bytes_used += s->bytes_used;
         total.wall_ns += s->wall_ns;
         total.stall_disk_ns += s->stall_disk_ns;
         total.stall_space_ns += s->stall_space_ns;
@@ -132,7 +132,7 @@ static struct hr_denoise_step total_of(const struct loop *loop)
 static json_t *times_json(const struct hr_denoise_step *s)
 {
     return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "bytes_used",
-                     (json_int_t) s->bytes_read, "gbps", cli_gbps(s->bytes_read, s->wall_ns),
+                     (json_int_t) s->bytes_used, "gbps", cli_gbps(s->bytes_used, s->wall_ns),
                      "wall_s", cli_seconds(s->wall_ns), "stall_disk_s",
                      cli_seconds(s->stall_disk_ns), "stall_space_s", cli_seconds(s->stall_space_ns),
                      "compute_s", cli_seconds(s->compute_ns), "bound_by_disk",
@@ -186,8 +186,8 @@ static void print_text(const struct loop *loop)
 
         printf("step %3u  sigma %.4f  %s in %.2f s, %.2f GB/s: waiting for the disk %.2f s, "
                "computing %.2f s; the disk waiting %.2f s\n",
-               s->step_idx, (double) s->sigma, cli_size(size, s->bytes_read),
-               cli_seconds(s->wall_ns), cli_gbps(s->bytes_read, s->wall_ns),
+               s->step_idx, (double) s->sigma, cli_size(size, s->bytes_used),
+               cli_seconds(s->wall_ns), cli_gbps(s->bytes_used, s->wall_ns),
                cli_seconds(s->stall_disk_ns), cli_seconds(s->compute_ns),
                cli_seconds(s->stall_space_ns));
     }

@@ -5,7 +5,8 @@
 #include "cli/cli.h"
 
 struct report {
-    json_t *findings; /* NULL: printed as they come */
+    bool is_json; /* else printed as they come */
+    json_t *findings;
     unsigned n_states[HR_FINDING_STATES];
 };
 
@@ -15,7 +16,7 @@ static void take_finding(void *user, const struct hr_finding *finding)
     struct report *report = (struct report *) user;
 
     report->n_states[finding->state]++;
-    if (report->findings) {
+    if (report->is_json) {
         json_array_append_new(report->findings,
                               json_pack("{s:s, s:s, s:s, s:s?}", "name", finding->name, "state",
                                         state, "found", finding->found, "remedy", finding->remedy));
@@ -29,7 +30,7 @@ static void take_finding(void *user, const struct hr_finding *finding)
 int cli_doctor(const struct cli_options *o)
 {
     const struct hr_doctor_params params = {.path = o->paths[0], .cache_dir = o->cache_dir};
-    struct report report = {.findings = o->json ? json_array() : NULL};
+    struct report report = {.is_json = o->json, .findings = o->json ? json_array() : NULL};
     struct hr_error err = {0};
     const unsigned *n = report.n_states;
 
@@ -39,7 +40,7 @@ int cli_doctor(const struct cli_options *o)
         json_decref(report.findings);
         return cli_fail(&err);
     }
-    if (report.findings)
+    if (o->json)
         return cli_print_json(
             json_pack("{s:s, s:o}", "verb", "doctor", "findings", report.findings));
     printf("%u ok, %u slow, %u missing\n", n[HR_FINDING_OK], n[HR_FINDING_SLOW],

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_inspect.c -- what is in a safetensors file or a model, and what a forward would stream. */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -127,7 +128,7 @@ int cli_inspect(const struct cli_options *o)
         r = hr_dit_names(l.model, (uint32_t) o->n_layers, &l.names, &l.n_names, &l.why_not);
         for (uint32_t i = 0; i < l.n_names; i++)
             l.streamed_bytes += hr_checkpoint_find(l.model, l.names[i])->size_bytes;
-        if (r < 0 && o->streamed)
+        if (r == -ENOMEM || (r < 0 && o->streamed))
             err = l.why_not;
     }
     if (err.code < 0) {

@@ -108,7 +108,7 @@ static void on_damage(void *user, const struct hr_damage *damage)
 
     hr_damage_text(damage, text, sizeof(text));
     cli_progress_clear();
-    if (!v->damage) {
+    if (!v->o->json) {
         printf("%s\n", text);
         return;
     }

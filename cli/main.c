@@ -183,6 +183,7 @@ int main(int argc, char **argv)
                : verb->bit == CLI_PLAN   ? HR_LOG_WARN /* its measurements are runs of their own */
                : verb->bit == CLI_DOCTOR ? HR_LOG_WARN /* its trials are reported */
                                          : HR_LOG_INFO);
+    cli_watch_json((verb->bit & (CLI_REPORT | CLI_BENCH)) != 0); /* they write nothing before */
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is reported by cli_flush() */
     return verb->run(&options);
 }

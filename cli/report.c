@@ -77,7 +77,7 @@ void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *st
     since_ns = 0;
     fprintf(stderr,
             "headrace: step %u of %u: %s in %s, waiting for the disk %.0f %%, about %s to go\n",
-            step->step_idx, step->n_steps, cli_size(size, step->bytes_read),
+            step->step_idx, step->n_steps, cli_size(size, step->bytes_used),
             cli_duration(wall, step->wall_ns),
             100.0 * cli_disk_share(step->stall_disk_ns, step->wall_ns),
             cli_duration(eta, step->eta_ns));
@@ -175,18 +175,54 @@ int cli_fail(const struct hr_error *err)
     return CLI_FAILED;
 }
 
+/* jansson leaves out what it has no memory for, so that an object would be printed as if it were
+ * whole; and its parser (2.14) drops characters or crashes. */
+static json_malloc_t json_malloc;
+static atomic_bool json_starved;
+static bool json_must_have; /* set before there are other threads */
+
+static void *noting_malloc(size_t n)
+{
+    void *p = json_malloc(n);
+
+    if (!p && json_must_have) {
+        cli_progress_clear();
+        fputs("headrace: no memory for JSON\n", stderr);
+        exit(CLI_FAILED);
+    }
+    if (!p)
+        atomic_store(&json_starved, true);
+    return p;
+}
+
+void cli_watch_json(bool must_have)
+{
+    json_free_t json_free;
+
+    json_must_have = must_have;
+
+    json_get_alloc_funcs(&json_malloc, &json_free);
+    json_set_alloc_funcs(noting_malloc, json_free);
+}
+
+int cli_check_json(struct hr_error *err)
+{
+    return atomic_load(&json_starved) ? cli_error(err, -ENOMEM, "no memory for JSON") : 0;
+}
+
 int cli_print_json(json_t *obj)
 {
-    if (!obj) {
-        fputs("headrace: the result holds a name that is not UTF-8, which JSON cannot say\n",
-              stderr);
-        return CLI_FAILED;
-    }
-    /* A failure to write shows in the stream's error flag. */
-    json_dumpf(obj, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
-    putchar('\n');
+    char *text = obj ? json_dumps(obj, JSON_INDENT(2) | JSON_REAL_PRECISION(9)) : NULL;
+    struct hr_error err = {0};
+
     json_decref(obj);
-    return cli_flush();
+    if (cli_check_json(&err) == 0 && !text)
+        cli_error(&err, -EINVAL,
+                  "the result holds a name that is not UTF-8, which JSON cannot say");
+    if (err.code == 0)
+        puts(text);
+    free(text);
+    return err.code == 0 ? cli_flush() : cli_fail(&err);
 }
 
 int cli_flush(void)

@@ -447,7 +447,7 @@ static void report(const struct hr_denoise *d)
                                             .step_idx = d->step,
                                             .n_steps = d->params.n_steps,
                                             .sigma = d->sigmas[d->step - 1],
-                                            .bytes_read = stats.bytes_used,
+                                            .bytes_used = stats.bytes_used,
                                             .wall_ns = stats.wall_ns,
                                             .stall_disk_ns = stats.stall_disk_ns,
                                             .stall_space_ns = stats.stall_space_ns,

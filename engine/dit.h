@@ -159,6 +159,16 @@ struct hr_dit_lora {
     float *ones;       /* device, [in] of the widest layer                                       */
 };
 
+/* A band of a weight on its way through the device. */
+struct hr_dit_band {
+    struct hr_unit unit;
+    struct hr_gpu_weight weight;
+    enum hr_dtype dtype; /* of the weight: the tensor's, or that in which it is kept */
+    bool streamed;       /* the unit is the ring's, not a resident weight's          */
+    uint64_t ticket;     /* of its comparing with the manifest; 0: none              */
+    uint64_t copy_ns;    /* when its copy to a device was asked for; 0: it has none  */
+};
+
 struct hr_feed {
     struct hr_stream *stream;
     struct hr_gpu *gpu;
@@ -167,13 +177,9 @@ struct hr_feed {
     struct hr_dit_verify *verify; /* NULL: off */
     struct hr_trace *trace;       /* or NULL */
     const struct hr_dit_lora *lora;
-    struct {
-        struct hr_unit unit;
-        struct hr_gpu_weight weight;
-        bool streamed;   /* the unit is the ring's, not a resident weight's */
-        uint64_t ticket; /* of its comparing; 0: none                       */
-    } pending[HR_PENDING_MAX];
+    struct hr_dit_band pending[HR_PENDING_MAX];
     unsigned n_pending;
+    uint64_t copy_end_ns; /* when the last copy to a device was seen to be done; for the trace */
     float *bias; /* device scratch, bias_max floats: biases leave the ring on arrival, since a
                     bias held through its weight would pin the ring space of the whole layer */
     size_t bias_max;

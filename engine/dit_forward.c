@@ -163,7 +163,7 @@ void hr_dit_report_progress(struct hr_dit *dit, uint32_t block_idx)
     dit->progress(dit->progress_user, &(struct hr_dit_progress){
                                           .block_idx = block_idx,
                                           .n_blocks = dit->model.n_layers,
-                                          .bytes_read = now.bytes_used - meter->bytes_before,
+                                          .bytes_used = now.bytes_used - meter->bytes_before,
                                           .elapsed_ns = now.now_ns - meter->begin_ns,
                                           .forward_idx = dit->n_done,
                                           .n_forwards = dit->n_forwards,

@@ -47,12 +47,13 @@ void hr_feed_trace_part(struct hr_feed *feed, const char *name, uint32_t idx, ui
                                   });
 }
 
-/* A band has been used. */
-static void trace_unit(struct hr_feed *feed, const struct hr_unit *unit, uint64_t begin_ns)
+/* A band has been used, or copied. */
+static void trace_unit(struct hr_feed *feed, enum hr_trace_kind kind, const struct hr_unit *unit,
+                       uint64_t begin_ns)
 {
     if (feed->trace)
         hr_trace_add(feed->trace, &(struct hr_trace_event){
-                                      .kind = HR_TRACE_WEIGHT,
+                                      .kind = kind,
                                       .name = unit->tensor->name,
                                       .begin_ns = begin_ns,
                                       .end_ns = hr_now_ns(),
@@ -60,6 +61,16 @@ static void trace_unit(struct hr_feed *feed, const struct hr_unit *unit, uint64_
                                       .a = unit->row_begin,
                                       .b = unit->n_rows,
                                   });
+}
+
+/* The copy of a band is done, now at the latest. Copies follow one another, so it began when it was
+ * asked for or when the one before it was done. */
+static void trace_copy(struct hr_feed *feed, const struct hr_dit_band *band)
+{
+    if (!feed->trace || band->copy_ns == 0)
+        return;
+    trace_unit(feed, HR_TRACE_COPY, &band->unit, hr_max_u64(band->copy_ns, feed->copy_end_ns));
+    feed->copy_end_ns = hr_now_ns();
 }
 
 static bool is_compared(const struct hr_feed *feed, uint64_t ticket, bool wait)
@@ -76,6 +87,7 @@ static void release_done(struct hr_feed *feed, bool wait)
     while (n < feed->n_pending &&
            hr_gpu_host_is_free(feed->gpu, &feed->pending[n].weight, wait && n == 0) &&
            is_compared(feed, feed->pending[n].ticket, wait && n == 0)) {
+        trace_copy(feed, &feed->pending[n]);
         if (feed->pending[n].streamed)
             hr_stream_release(feed->stream, &feed->pending[n].unit);
         n++;
@@ -89,15 +101,6 @@ void hr_feed_flush(struct hr_feed *feed)
     while (feed->n_pending > 0)
         release_done(feed, true);
 }
-
-/* A band on its way through the device. */
-struct taken {
-    struct hr_unit unit;
-    struct hr_gpu_weight weight;
-    enum hr_dtype dtype; /* of the weight: the tensor's, or that in which it is kept */
-    bool streamed;
-    uint64_t ticket; /* of its comparing with the manifest; 0: none */
-};
 
 /* The band of a resident weight that begins at row_begin, as a unit of the stream would be. */
 static struct hr_unit resident_unit(const struct hr_feed *feed, const struct hr_resident *resident,
@@ -149,12 +152,12 @@ static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struc
 
 /* The band of `tensor` that begins at row_begin, staged. */
 static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t row_begin,
-                struct taken *t, struct hr_error *err)
+                struct hr_dit_band *t, struct hr_error *err)
 {
     struct hr_resident *resident = hr_resident_find(feed->resident, tensor);
     int r = 0;
 
-    t->ticket = 0;
+    t->ticket = t->copy_ns = 0;
     t->streamed = !resident || !resident->loaded;
     if (!t->streamed)
         t->unit = resident_unit(feed, resident, row_begin);
@@ -174,9 +177,13 @@ static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t r
         data = hr_resident_row(feed->resident, resident, row_begin);
         bytes = t->unit.n_rows * hr_resident_row_bytes(resident);
     }
+    const uint64_t asked_ns = hr_now_ns();
+
     r = HR_FEED_RUN(feed, err, hr_gpu_stage(feed->gpu, &t->weight, data, bytes));
-    if (r == 0 && t->weight.data != data)
+    if (r == 0 && t->weight.data != data) {
         feed->copied_bytes += bytes;
+        t->copy_ns = asked_ns;
+    }
     if (r < 0 && t->streamed) {
         is_compared(feed, t->ticket, true);
         hr_stream_release(feed->stream, &t->unit);
@@ -184,16 +191,12 @@ static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t r
     return r;
 }
 
-static void give_back(struct hr_feed *feed, const struct taken *t)
+static void give_back(struct hr_feed *feed, const struct hr_dit_band *t)
 {
     hr_gpu_unstage(feed->gpu, &t->weight);
     if (feed->n_pending == HR_PENDING_MAX)
         release_done(feed, true);
-    feed->pending[feed->n_pending].unit = t->unit;
-    feed->pending[feed->n_pending].weight = t->weight;
-    feed->pending[feed->n_pending].streamed = t->streamed;
-    feed->pending[feed->n_pending].ticket = t->ticket;
-    feed->n_pending++;
+    feed->pending[feed->n_pending++] = *t;
     release_done(feed, false);
 }
 
@@ -201,7 +204,7 @@ int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *
                    struct hr_error *err)
 {
     const uint64_t row = hr_shape_elements(tensor->shape + 1, tensor->rank - 1);
-    struct taken t;
+    struct hr_dit_band t;
 
     hr_assert(tensor->rank >= 1 && hr_shape_elements(tensor->shape, tensor->rank) == n);
     for (uint64_t done = 0; done < tensor->shape[0]; done += t.unit.n_rows) {
@@ -214,7 +217,7 @@ int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *
         r = HR_FEED_RUN(feed, err,
                         hr_gpu_to_f32(feed->gpu, dst + done * row, t.weight.data, t.dtype,
                                       (size_t) (t.unit.n_rows * row)));
-        trace_unit(feed, &t.unit, begin_ns);
+        trace_unit(feed, HR_TRACE_WEIGHT, &t.unit, begin_ns);
         give_back(feed, &t);
         if (r < 0)
             return r;
@@ -381,7 +384,7 @@ int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
     const struct layer_run run = {.layer = layer, .p = p, .n = n};
     const bool merged = feed->lora->mode == HR_LORA_MERGED && layer->n_terms > 0;
     const struct hr_tensor *w = layer->weight;
-    struct taken t;
+    struct hr_dit_band t;
     int r;
 
     hr_assert(n >= 1 && w->shape[1] == p->n_in);
@@ -398,7 +401,7 @@ int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
         const uint64_t begin_ns = hr_now_ns();
 
         r = merged ? run_merged(feed, &run, &band, err) : run_band(feed, &run, &band, err);
-        trace_unit(feed, &t.unit, begin_ns);
+        trace_unit(feed, HR_TRACE_WEIGHT, &t.unit, begin_ns);
         give_back(feed, &t);
     }
     return r;

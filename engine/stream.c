@@ -178,8 +178,8 @@ uint64_t hr_stream_trace_events(const struct hr_tensor *const *tensors, uint32_t
         n_units += cut.n_bands;
         n_reads += cut.n_bands + tensors[i]->size_bytes / block; /* blocks end with runs, too */
     }
-    /* A read and the disk's wait before it; a use and the wait before it. */
-    return 2 * n_reads + 2 * n_units;
+    /* A read and the disk's wait before it; a use, the wait before it and a copy to a device. */
+    return 2 * n_reads + 3 * n_units;
 }
 
 uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32_t n)

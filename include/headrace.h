@@ -483,7 +483,7 @@ enum hr_verify_when {
 struct hr_dit_progress {
     uint32_t block_idx; /* of this forward, finished; 0 while the modulation of all is computed */
     uint32_t n_blocks;
-    uint64_t bytes_read; /* of this forward */
+    uint64_t bytes_used; /* weights, of this forward */
     uint64_t elapsed_ns; /* of this forward */
     uint32_t forward_idx, n_forwards;
     uint64_t run_bytes_used, run_bytes_total; /* of all n_forwards                       */
@@ -734,7 +734,7 @@ struct hr_denoise_step {
     uint32_t step_idx; /* steps done, of this run and those it resumes */
     uint32_t n_steps;
     float sigma;                /* at which the step began           */
-    uint64_t bytes_read;        /* weights used                      */
+    uint64_t bytes_used;        /* weights                           */
     uint64_t wall_ns;           /* of the step                       */
     uint64_t stall_disk_ns;     /* of it waiting for weights         */
     uint64_t stall_space_ns;    /* of it the disk waiting for ring space, for computing */

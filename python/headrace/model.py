@@ -71,11 +71,16 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class BlockStats:
-    """Of one transformer block in the last forward. Times in nanoseconds."""
+    """Of one transformer block in the last forward; see `struct hr_dit_block_stats`. Times in nanoseconds."""
 
     bytes: int
+    begin_ns: int
     wall_ns: int
+    compute_ns: int
     stall_disk_ns: int
+    stall_space_ns: int
+    disk_bytes: int
+    disk_busy_ns: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,11 @@ class Stats:
     wall_ns: int
     compute_ns: int
     stall_disk_ns: int
+    stall_space_ns: int
     bytes_used: int
+    disk_bytes: int
+    disk_busy_ns: int
+    copied_bytes: int
     setup_ns: int
     resident_bytes: int
     activation_bytes: int

@@ -4,6 +4,7 @@
 The executable is a headrace with tests/cli/fail_alloc.c in it. HEADRACE_TEST_LONG=1: every allocation, not a sample.
 Under AddressSanitizer leaks are seen, too.
 """
+import json
 import os
 import random
 import subprocess
@@ -12,6 +13,12 @@ from cli_testing import HEADRACE, ModelCase, environment, main
 
 LONG = os.environ.get("HEADRACE_TEST_LONG") == "1"
 RUNS = 60
+
+
+def shape_of(value):
+    if isinstance(value, dict):
+        return {key: shape_of(v) for key, v in value.items()}
+    return [shape_of(v) for v in value] if isinstance(value, list) else value is None or isinstance(value, str)
 
 
 class NoMemory(ModelCase):
@@ -69,6 +76,37 @@ class NoMemory(ModelCase):
     def test_checksum(self):
         out = self.path("manifest.json")
         self.fail_each(["checksum", self.model, "--output", out, "--ring", "4MiB"], out)
+
+    def test_report(self):
+        run, trace, page = self.path("run.json"), self.path("trace.json"), self.path("run.html")
+        process = self.run_with(["forward", self.model, "--inputs", self.inputs, "--timestep", 500, "--trace", trace,
+                                 "--json", "--per-block"])
+        with open(run, "w", encoding="utf-8") as f:
+            f.write(process.stdout)
+        self.fail_each(["report", run, "--trace", trace, "-o", page], page)
+
+    def json_each(self, args):
+        """What is printed is whole or not there. Numbers that were measured differ."""
+        count = self.path("count")
+        process = self.run_with([*args, "--json"], HEADRACE_COUNT_ALLOC=count)
+        want = shape_of(json.loads(process.stdout))
+        with open(count, encoding="ascii") as f:
+            places = range(1, int(f.read()) + 1)
+        for place in places if LONG else places[::len(places) // RUNS + 1]:
+            process = self.run_with([*args, "--json"], HEADRACE_FAIL_ALLOC=str(place))
+            with self.subTest(args=args[0], place=place, err=process.stderr):
+                self.assertIn(process.returncode, (0, 1))
+                if process.returncode == 1:
+                    self.assertEqual(len(process.stderr.splitlines()), 1)
+                    self.assertEqual(process.stdout, "")
+                else:
+                    self.assertEqual(shape_of(json.loads(process.stdout)), want)
+
+    def test_json(self):
+        self.json_each(["inspect", self.model])
+        self.json_each(["forward", self.model, "--inputs", self.inputs, "--timestep", 500, "--per-block"])
+        self.json_each(["plan", self.model, "--steps", 2])
+        self.json_each(["doctor", self.model])
 
 
 if __name__ == "__main__":

@@ -60,17 +60,20 @@ class Trace(ModelCase):
         steps = [e["args"] for _, _, e in slices["steps"]]
         self.assertEqual([s["step"] for s in steps], list(range(1, n_steps + 1)))
         self.assertEqual(sum(s["bytes"] for s in steps), stats["bytes_used"])
-        self.assertEqual(slices["copy to the device"], [])
+        copies = sorted(slices["copy to the device"], key=lambda s: s[0])
+        self.assertEqual(sum(e["args"]["bytes"] for _, _, e in copies), stats["copied_bytes"])
+        self.assertTrue(all(a[1] <= b[0] for a, b in zip(copies, copies[1:])))
         return weights
 
     def test_forward(self):
         self.assertEqual(self.forward("--quiet").code, 0)
         with open(self.path("out.safetensors"), "rb") as f:
             want = f.read()
-        for args in ([], ["--io", "pread"], ["--ring", "36MiB", "--block-size", "64KiB"]):
+        for args in ([], ["--io", "pread"], ["--ring", "36MiB", "--block-size", "64KiB"], ["--device", "emulated:500"]):
             stats = json.loads(self.forward("--trace", self.path("trace.json"), "--json", "--quiet", *args).out)
             weights = self.check(stats, 1)
             self.assertEqual(sum(e["args"]["bytes"] for e in weights), stats["bytes_used"])
+            self.assertEqual(stats["copied_bytes"], stats["bytes_used"] if "--device" in args else 0)
             with open(self.path("out.safetensors"), "rb") as f:
                 self.assertEqual(f.read(), want)
 
