@@ -4,11 +4,12 @@
 A message in docs/troubleshooting.md stands in its source as one string; "..." is what varies.
 """
 import glob
+import json
 import os
 import re
-import unittest
+import shutil
 
-from cli_testing import headrace, main
+from cli_testing import ModelCase, headrace, main, write_tensors
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAGES = sorted(glob.glob(os.path.join(ROOT, "*.md")) + glob.glob(os.path.join(ROOT, "docs", "*.md")))
@@ -32,7 +33,14 @@ def strings():
                 yield re.sub(r"%(?=\0)|\{[^}]*\}", "\0", literal)
 
 
-class Documents(unittest.TestCase):
+def keys_of(value):
+    """All keys of an object and of what is in it."""
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_of, value.values()))
+    return set().union(*map(keys_of, value)) if isinstance(value, list) else set()
+
+
+class Documents(ModelCase):
     def test_messages(self):
         quoted = re.findall(r"\*\*`([^`]+)`\*\*", read(os.path.join(ROOT, "docs", "troubleshooting.md")))
         self.assertGreater(len(quoted), 60)
@@ -59,6 +67,32 @@ class Documents(unittest.TestCase):
                         n += 1
                         self.assertIn(option, helps[verb].split(), f"{page}: {line}")
         self.assertGreater(n, 20)
+
+    def test_json(self):
+        """Keys that a verb prints stand in docs/json.md. bench and tune measure for minutes and are left out."""
+        named = set(re.findall(r"`([a-z][a-z0-9_]*)`", read(os.path.join(ROOT, "docs", "json.md"))))
+        lora, manifest, run = self.path("lora.safetensors"), self.path("manifest"), self.path("run.json")
+        write_tensors(lora, {f"transformer_blocks.0.attn.to_q.lora_{side}.weight": ("F32", shape, bytes(4 * 256))
+                             for side, shape in (("A", [1, 256]), ("B", [256, 1]))})
+        forward = ["forward", self.model, "--inputs", self.inputs, "--timestep", 500, "--output", self.path("out")]
+        printed = [headrace(*args, "--json") for args in (
+            ["synth", self.path("one"), "--layers", 1, "--heads", 1, "--joint-dim", 8],
+            ["inputs", self.model, "--width", 32, "--height", 32, "--output", self.path("in")],
+            [*forward, "--per-block", "--lora", lora],
+            ["denoise", self.model, "--inputs", self.inputs, "--steps", 2, "--per-block"],
+            ["plan", self.model, "--steps", 2], ["inspect", self.model], ["doctor", self.model],
+            ["checksum", self.model, "--output", manifest])]
+        with open(run, "w", encoding="utf-8") as f:
+            f.write(headrace(*forward, "--json").out)
+        printed.append(headrace("report", run, "--output", self.path("run.html"), "--json"))
+        shutil.copytree(self.model, self.path("damaged"))
+        with open(glob.glob(self.path("damaged/*.safetensors"))[0], "ab") as f:
+            f.truncate(f.tell() - 1)
+            f.write(b"?")
+        printed.append(headrace("verify", self.path("damaged"), "--manifest", manifest, "--json"))
+        keys = set().union(*(keys_of(json.loads(result.out)) for result in printed))
+        self.assertGreater(len(keys), 100)
+        self.assertEqual(keys - named, set())
 
     def test_links(self):
         n = 0
