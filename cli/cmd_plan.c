@@ -111,6 +111,10 @@ static int print_json(const struct plan *plan)
         cli_seconds(f->later_disk_ns), "first_s", cli_seconds(f->first_ns), "later_s",
         cli_seconds(f->later_ns), "run_s", cli_seconds(f->run_ns), "bound_by", bottleneck(f));
 
+    json_object_set_new(obj, "device_memory_bytes",
+                        json_integer((json_int_t) p->device_memory_bytes));
+    json_object_set_new(obj, "device_resident_bytes",
+                        json_integer((json_int_t) p->device_resident_bytes));
     json_object_update(obj, measured);
     json_decref(measured);
     return cli_print_json(obj);
@@ -147,6 +151,10 @@ static void print_text(const struct plan *plan)
            p->mods_spilled ? " in a file" : "");
     printf("resident  %s of weights stay in memory between steps\n",
            cli_size(a, p->resident_bytes));
+    if (p->device_memory_bytes > 0)
+        printf("device    at most %s of its own memory (activations %s, weights that stay %s)\n",
+               cli_size(a, p->device_memory_bytes), cli_size(b, p->activation_bytes),
+               cli_size(c, p->device_resident_bytes));
     printf("disk      %.2f GB/s over %s, measured (%s%s): %s a step\n",
            cli_gbps(f->disk_sample_bytes, f->disk_sample_ns), cli_size(a, f->disk_sample_bytes),
            f->io_name, f->direct ? ", direct" : ", buffered", cli_duration(b, f->later_disk_ns));

@@ -52,7 +52,7 @@ static const struct option options[] = {
     {"--ram", SIZE, MEMBER(ram_bytes), CLI_RUN | CLI_MEASURE, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "bound on all memory of the process, such as 400MiB"},
     {"--vram", SIZE, MEMBER(vram_bytes), CLI_RUN, 1 << 20, UINT64_MAX, NULL, "SIZE",
-     "bound on the memory taken of a GPU, such as 2GiB"},
+     "bound on the memory taken of a GPU, such as 2GiB; in a loop the rest keeps weights there"},
     {"--states", TEXT, MEMBER(states), CLI_RUN, 0, 0, NULL, "FILE",
      "table (JSON) of weights that stay in memory or are streamed; see docs/memory.md"},
     {"--ring", SIZE, MEMBER(ring_bytes), CLI_RUN | CLI_READ, 1 << 20, UINT64_MAX, NULL, "SIZE",

@@ -101,6 +101,8 @@ void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
     json_object_set_new(obj, "lossy_bytes", json_integer((json_int_t) s->lossy_bytes));
     json_object_set_new(obj, "verified_bytes", json_integer((json_int_t) s->verified_bytes));
     json_object_set_new(obj, "copied_bytes", json_integer((json_int_t) s->copied_bytes));
+    json_object_set_new(obj, "device_resident_bytes",
+                        json_integer((json_int_t) s->device_resident_bytes));
     json_object_set_new(obj, "verify_s", json_real(cli_seconds(s->verify_ns)));
 }
 
@@ -155,6 +157,10 @@ void cli_stats_text(const struct hr_dit_stats *s)
     printf("memory    peak %s of the whole process (ring %s, activations %s)\n",
            cli_size(a, s->peak_memory_bytes), cli_size(b, stream->ring_bytes),
            cli_size(c, s->activation_bytes));
+    if (s->predicted.device_memory_bytes > 0)
+        printf("device    at most %s of its own memory, %s of it weights that stay\n",
+               cli_size(a, s->predicted.device_memory_bytes),
+               cli_size(b, s->device_resident_bytes));
     if (s->lossy_bytes > 0)
         printf("lossy     weights that stay in memory, %s, are rounded to fp8 (--onload-dtype)\n",
                cli_size(a, s->lossy_bytes));
@@ -169,10 +175,11 @@ void cli_predicted_json(json_t *obj, const struct hr_dit_stats *s)
 
     json_object_set_new(
         obj, "predicted",
-        json_pack("{s:I, s:I, s:I, s:I, s:I}", "bytes_used", (json_int_t) p->run_bytes,
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "bytes_used", (json_int_t) p->run_bytes,
                   "first_bytes", (json_int_t) p->first_bytes, "later_bytes",
                   (json_int_t) p->later_bytes, "up_front_bytes", (json_int_t) p->up_front_bytes,
-                  "peak_memory_bytes", (json_int_t) p->peak_memory_bytes));
+                  "peak_memory_bytes", (json_int_t) p->peak_memory_bytes, "device_memory_bytes",
+                  (json_int_t) p->device_memory_bytes));
 }
 
 void cli_predicted_text(const struct hr_dit_stats *s)

@@ -126,9 +126,15 @@ static struct hr_gpu_params gpu_params_of(struct hr_dit *dit, const struct hr_di
         .act = dit->act,
         .n_threads = params->n_threads,
         .vram_bytes = params->vram_bytes,
-        .arena_bytes = dit->budget.arena_bytes,
+        .arena_bytes = dit->budget.arena_bytes + hr_gpu_arena_bytes(dit->on_device.size_bytes),
         .cancelled = &dit->cancelled,
     };
+}
+
+/* In host or device memory from the first pass on. */
+static bool stays(const struct hr_dit *dit, const struct hr_tensor *tensor)
+{
+    return hr_resident_find(&dit->resident, tensor) || hr_resident_find(&dit->on_device, tensor);
 }
 
 /* Bytes of weights that the passes will use, as start() will plan them. */
@@ -145,7 +151,7 @@ static void plan_meter(struct hr_dit *dit)
             meter->up_front_bytes += bytes;
         else
             meter->first_bytes += bytes;
-        if (i >= model->n_once && !hr_resident_find(&dit->resident, model->plan[i]))
+        if (i >= model->n_once && !stays(dit, model->plan[i]))
             meter->later_bytes += bytes;
     }
 }
@@ -157,6 +163,7 @@ static void predict(struct hr_dit *dit, const struct hr_dit_params *params)
 
     dit->stats.activation_bytes = dit->budget.arena_bytes;
     dit->stats.resident_bytes = dit->resident.size_bytes;
+    dit->stats.device_resident_bytes = dit->on_device.size_bytes;
     dit->stats.lossy_bytes = dit->resident.rounded_bytes;
     if (dit->timesteps) {
         dit->stats.mods_bytes = (uint64_t) dit->n_forwards * step_floats * sizeof(float);
@@ -174,10 +181,41 @@ static void predict(struct hr_dit *dit, const struct hr_dit_params *params)
         .ring_bytes = dit->budget.ring_bytes,
         .activation_bytes = dit->budget.arena_bytes,
         .resident_bytes = dit->resident.size_bytes,
+        .device_resident_bytes = dit->on_device.size_bytes,
         .mods_bytes = dit->stats.mods_bytes,
         .mods_spilled = dit->stats.mods_spilled,
         .device_memory_bytes = dit->budget.device_bytes,
     };
+}
+
+/* What the limit of a device with memory of its own leaves holds weights, all of which need no copy
+ * in later passes. Those that a table wants elsewhere stay there. */
+static int choose_on_device(struct hr_dit *dit, const struct hr_dit_params *params,
+                            const struct hr_tensor *const *each, uint32_t n, const uint8_t *keep,
+                            struct hr_error *err)
+{
+    const uint64_t taken_bytes = dit->budget.device_bytes + HR_GPU_ARENA_STEP;
+    uint8_t *if_room = NULL;
+    int r = 0;
+
+    if (dit->n_forwards == 1 || dit->budget.device_bytes == 0 || params->vram_bytes <= taken_bytes)
+        return 0;
+    if (keep) {
+        if_room = calloc(n, sizeof(*if_room));
+        if (!if_room)
+            return hr_error_set(err, -ENOMEM, "no memory for the states of %u tensors", n);
+        for (uint32_t i = 0; i < n; i++)
+            if_room[i] = keep[i] == HR_KEEP_IF_ROOM ? HR_KEEP_IF_ROOM : HR_KEEP_NEVER;
+    }
+    r = hr_resident_choose(&dit->on_device, each, n, if_room, params->vram_bytes - taken_bytes,
+                           false, NULL, err);
+    dit->on_device.on_device = true;
+    free(if_room);
+    if (r < 0)
+        return r;
+    const struct hr_gpu_params gpu_params = gpu_params_of(dit, params);
+
+    return hr_gpu_device_bytes(&gpu_params, &dit->budget.device_bytes, err);
 }
 
 /* The budget, and within it the weights that will stay. What comes up front is read once: there is
@@ -200,9 +238,11 @@ static int share_memory(struct hr_dit *dit, const struct hr_dit_params *params,
     dit->budget.keep_bytes = r == 0 ? hr_resident_bytes_always(each, n, keep) : 0;
     if (r == 0)
         r = hr_dit_budget_make(&dit->budget, dit, params, &gpu_params, err);
+    if (r == 0)
+        r = choose_on_device(dit, params, each, n, keep, err);
     if (r == 0 && dit->budget.resident_bytes > 0)
         r = hr_resident_choose(&dit->resident, each, n, keep, dit->budget.resident_bytes,
-                               params->onload_dtype == HR_ONLOAD_FP8, err);
+                               params->onload_dtype == HR_ONLOAD_FP8, &dit->on_device, err);
     free(keep);
     return r;
 }
@@ -387,6 +427,8 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         r = hr_resident_take(&dit->resident, err);
     if (r < 0)
         return r;
+    if (dit->on_device.size_bytes > 0)
+        dit->on_device.store = hr_gpu_alloc(dit->gpu, dit->on_device.size_bytes);
     stream_params.ring_bytes = budget->ring_bytes;
     hr_log(HR_LOG_INFO,
            "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu, "
@@ -396,8 +438,9 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
                budget->mods_bytes),
            mib(budget->scratch_bytes), mib(budget->ring_bytes), mib(dit->resident.size_bytes));
     if (budget->device_bytes)
-        hr_log(HR_LOG_INFO, "memory of the device: %llu MiB, activations %llu MiB of it",
-               mib(budget->device_bytes), mib(budget->arena_bytes));
+        hr_log(HR_LOG_INFO,
+               "memory of the device: %llu MiB, activations %llu, resident weights %llu",
+               mib(budget->device_bytes), mib(budget->arena_bytes), mib(dit->on_device.size_bytes));
     log_bytes(&dit->stats.predicted);
     r = hr_stream_open(&dit->stream, dit->checkpoint, &stream_params, err);
     if (r == 0)
@@ -409,7 +452,7 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
 static int start(struct hr_dit *dit, struct hr_error *err)
 {
     const struct hr_dit_model *model = &dit->model;
-    const bool resident = dit->resident.n > 0;
+    const bool resident = dit->resident.n > 0 || dit->on_device.n > 0;
     const char **names = calloc(2 * (size_t) model->n_plan, sizeof(*names));
     uint32_t n = 0, n_once = model->n_once, n_passes = dit->n_forwards;
     int r;
@@ -422,7 +465,7 @@ static int start(struct hr_dit *dit, struct hr_error *err)
     }
     if (resident) {
         for (uint32_t i = model->n_once; i < model->n_plan; i++)
-            if (!hr_resident_find(&dit->resident, model->plan[i]))
+            if (!stays(dit, model->plan[i]))
                 names[n++] = model->plan[i]->name;
         n_once = n > model->n_plan ? model->n_plan : 0; /* or nothing is left to read */
         n_passes = n > model->n_plan ? n_passes - 1 : 1;
@@ -458,6 +501,7 @@ int hr_dit_open_tapped(struct hr_dit **ret_dit, const struct hr_checkpoint *chec
             .gpu = dit->gpu,
             .cancelled = &dit->cancelled,
             .resident = &dit->resident,
+            .on_device = &dit->on_device,
             .lora = &dit->lora,
             .verify = is_verified(params) ? &dit->verify : NULL,
             .trace = params->stream.trace,
@@ -515,6 +559,7 @@ void hr_dit_close(struct hr_dit **dit)
     hr_stream_close(&d->stream);
     hr_gpu_close(&d->gpu);
     hr_resident_uninit(&d->resident);
+    hr_resident_uninit(&d->on_device);
     hr_dit_mods_uninit(&d->mods);
     hr_dit_lora_close(d);
     hr_dit_model_uninit(&d->model);

@@ -165,6 +165,7 @@ struct hr_dit_band {
     struct hr_gpu_weight weight;
     enum hr_dtype dtype; /* of the weight: the tensor's, or that in which it is kept */
     bool streamed;       /* the unit is the ring's, not a resident weight's          */
+    bool staged;         /* else it lies on the device for good                      */
     uint64_t ticket;     /* of its comparing with the manifest; 0: none              */
     uint64_t copy_ns;    /* when its copy to a device was asked for; 0: it has none  */
 };
@@ -173,7 +174,7 @@ struct hr_feed {
     struct hr_stream *stream;
     struct hr_gpu *gpu;
     const atomic_int *cancelled;
-    struct hr_resident_set *resident;
+    struct hr_resident_set *resident, *on_device;
     struct hr_dit_verify *verify; /* NULL: off */
     struct hr_trace *trace;       /* or NULL */
     const struct hr_dit_lora *lora;
@@ -215,8 +216,9 @@ int hr_feed_end(struct hr_feed *feed, int r, struct hr_error *err);
 /* Memory of a run, in the order in which it is spoken for. */
 struct hr_dit_budget {
     uint64_t process_bytes; /* held before the model was opened */
-    uint64_t
-        device_bytes; /* of a device's own memory, arena included; 0: the arena is host memory */
+    /* Of a device's own memory, arena and weights that stay there included; 0: the arena is host
+     * memory. */
+    uint64_t device_bytes;
     uint64_t arena_bytes, host_bytes, mods_bytes, trace_bytes, scratch_bytes;
     uint64_t ring_bytes;
     uint64_t keep_bytes;     /* of weights that must stay, filled in      */
@@ -281,7 +283,7 @@ struct hr_dit {
     uint32_t *flags;  /* shared.flags on the host */
     float *timesteps; /* n_forwards, when known up front; NULL: not */
     struct hr_dit_mods mods;
-    struct hr_resident_set resident;
+    struct hr_resident_set resident, on_device; /* no weight is in both */
     struct hr_dit_verify verify;
     struct hr_dit_lora lora;
     uint32_t n_forwards, n_done;

@@ -97,7 +97,7 @@ static void spread(struct hr_resident_set *set, const struct hr_tensor *const *t
 
 int hr_resident_choose(struct hr_resident_set *set, const struct hr_tensor *const *tensors,
                        uint32_t n, const uint8_t *keep, uint64_t budget_bytes, bool fp8,
-                       struct hr_error *err)
+                       const struct hr_resident_set *elsewhere, struct hr_error *err)
 {
     bool *open = calloc(n, sizeof(*open)); /* may be taken, and is not */
 
@@ -108,7 +108,8 @@ int hr_resident_choose(struct hr_resident_set *set, const struct hr_tensor *cons
         return hr_error_set(err, -ENOMEM, "no memory for a choice among %u tensors", n);
     }
     for (uint32_t i = 0; i < n; i++) {
-        open[i] = !keep || keep[i] == HR_KEEP_IF_ROOM;
+        open[i] = (!keep || keep[i] == HR_KEEP_IF_ROOM) &&
+                  (!elsewhere || !hr_resident_find(elsewhere, tensors[i]));
         if (keep && keep[i] == HR_KEEP_ALWAYS)
             add(set, tensors[i]);
     }
@@ -198,7 +199,7 @@ void hr_resident_keep(const struct hr_resident_set *set, struct hr_resident *res
 
 void hr_resident_uninit(struct hr_resident_set *set)
 {
-    if (set->store)
+    if (set->store && !set->on_device)
         munmap(set->store, set->size_bytes);
     free(set->residents);
     *set = (struct hr_resident_set){0};

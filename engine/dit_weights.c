@@ -103,8 +103,8 @@ void hr_feed_flush(struct hr_feed *feed)
 }
 
 /* The band of a resident weight that begins at row_begin, as a unit of the stream would be. */
-static struct hr_unit resident_unit(const struct hr_feed *feed, const struct hr_resident *resident,
-                                    uint64_t row_begin)
+static struct hr_unit resident_unit(const struct hr_resident_set *set,
+                                    const struct hr_resident *resident, uint64_t row_begin)
 {
     const struct hr_cut cut = hr_cut_tensor(resident->tensor);
     const struct hr_band band = hr_cut_band(&cut, row_begin / cut.rows_per_band);
@@ -114,7 +114,7 @@ static struct hr_unit resident_unit(const struct hr_feed *feed, const struct hr_
         .tensor = resident->tensor,
         .row_begin = band.row_begin,
         .n_rows = band.n_rows,
-        .data = hr_resident_row(feed->resident, resident, band.row_begin),
+        .data = hr_resident_row(set, resident, band.row_begin),
         .size_bytes = band.n_rows * hr_resident_row_bytes(resident),
     };
 }
@@ -150,36 +150,14 @@ static int next_unit(struct hr_feed *feed, const struct hr_tensor *tensor, struc
     return feed->verify ? hr_dit_verify_unit(feed->verify, ret_unit, ret_ticket, err) : 0;
 }
 
-/* The band of `tensor` that begins at row_begin, staged. */
-static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t row_begin,
-                struct hr_dit_band *t, struct hr_error *err)
+/* Have the band's bytes on the device. */
+static int stage(struct hr_feed *feed, struct hr_dit_band *t, const void *data, uint64_t bytes,
+                 struct hr_error *err)
 {
-    struct hr_resident *resident = hr_resident_find(feed->resident, tensor);
-    int r = 0;
-
-    t->ticket = t->copy_ns = 0;
-    t->streamed = !resident || !resident->loaded;
-    if (!t->streamed)
-        t->unit = resident_unit(feed, resident, row_begin);
-    else
-        r = next_unit(feed, tensor, &t->unit, &t->ticket, err);
-    if (r < 0)
-        return r;
-    hr_assert(t->unit.row_begin == row_begin);
-    t->dtype = tensor->dtype;
-    const void *data = t->unit.data;
-    uint64_t bytes = t->unit.size_bytes;
-
-    if (t->streamed && resident)
-        hr_resident_keep(feed->resident, resident, data, row_begin, t->unit.n_rows);
-    if (resident && resident->dtype != tensor->dtype) { /* also the first time: the same numbers */
-        t->dtype = resident->dtype;
-        data = hr_resident_row(feed->resident, resident, row_begin);
-        bytes = t->unit.n_rows * hr_resident_row_bytes(resident);
-    }
     const uint64_t asked_ns = hr_now_ns();
+    const int r = HR_FEED_RUN(feed, err, hr_gpu_stage(feed->gpu, &t->weight, data, bytes));
 
-    r = HR_FEED_RUN(feed, err, hr_gpu_stage(feed->gpu, &t->weight, data, bytes));
+    t->staged = r == 0;
     if (r == 0 && t->weight.data != data) {
         feed->copied_bytes += bytes;
         t->copy_ns = asked_ns;
@@ -191,13 +169,75 @@ static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t r
     return r;
 }
 
+/* The next band of the stream; what stays in the host's memory is kept. */
+static int take_streamed(struct hr_feed *feed, const struct hr_tensor *tensor,
+                         struct hr_resident *resident, struct hr_dit_band *t, struct hr_error *err)
+{
+    const int r = next_unit(feed, tensor, &t->unit, &t->ticket, err);
+
+    if (r < 0)
+        return r;
+    t->streamed = true;
+    if (!resident)
+        return stage(feed, t, t->unit.data, t->unit.size_bytes, err);
+    hr_resident_keep(feed->resident, resident, t->unit.data, t->unit.row_begin, t->unit.n_rows);
+    if (resident->dtype == tensor->dtype)
+        return stage(feed, t, t->unit.data, t->unit.size_bytes, err);
+    /* also the first time: the same numbers */
+    t->dtype = resident->dtype;
+    return stage(feed, t, hr_resident_row(feed->resident, resident, t->unit.row_begin),
+                 t->unit.n_rows * hr_resident_row_bytes(resident), err);
+}
+
+/* Copy a band that has been staged to where it stays on the device. */
+static int keep_on_device(struct hr_feed *feed, struct hr_resident *resident,
+                          const struct hr_dit_band *t, struct hr_error *err)
+{
+    void *dst = hr_resident_row(feed->on_device, resident, t->unit.row_begin);
+    const int r = HR_FEED_RUN(
+        feed, err, hr_gpu_copy(feed->gpu, dst, t->weight.data, (size_t) t->unit.size_bytes));
+
+    resident->loaded = t->unit.row_begin + t->unit.n_rows == t->unit.tensor->shape[0];
+    return r;
+}
+
 static void give_back(struct hr_feed *feed, const struct hr_dit_band *t)
 {
+    if (!t->staged)
+        return;
     hr_gpu_unstage(feed->gpu, &t->weight);
     if (feed->n_pending == HR_PENDING_MAX)
         release_done(feed, true);
     feed->pending[feed->n_pending++] = *t;
     release_done(feed, false);
+}
+
+/* The band of `tensor` that begins at row_begin, on the device. */
+static int take(struct hr_feed *feed, const struct hr_tensor *tensor, uint64_t row_begin,
+                struct hr_dit_band *t, struct hr_error *err)
+{
+    struct hr_resident *resident = hr_resident_find(feed->resident, tensor);
+    struct hr_resident *on_device = hr_resident_find(feed->on_device, tensor);
+    int r = 0;
+
+    *t = (struct hr_dit_band){.dtype = tensor->dtype};
+    if (on_device && on_device->loaded) {
+        t->unit = resident_unit(feed->on_device, on_device, row_begin);
+        t->weight.data = t->unit.data;
+    } else if (resident && resident->loaded) {
+        t->dtype = resident->dtype;
+        t->unit = resident_unit(feed->resident, resident, row_begin);
+        r = stage(feed, t, t->unit.data, t->unit.size_bytes, err);
+    } else {
+        r = take_streamed(feed, tensor, resident, t, err);
+    }
+    hr_assert(r < 0 || t->unit.row_begin == row_begin);
+    if (r == 0 && on_device && !on_device->loaded) {
+        r = keep_on_device(feed, on_device, t, err);
+        if (r < 0)
+            give_back(feed, t);
+    }
+    return r;
 }
 
 int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *dst, size_t n,

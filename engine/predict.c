@@ -244,27 +244,36 @@ static uint64_t disk_ns(const struct hr_dit_forecast *f, uint64_t bytes)
     return (uint64_t) ((double) bytes * (double) f->disk_sample_ns / (double) f->disk_sample_bytes);
 }
 
-/* All weights of a forward cross the link, those that stay in the host's memory, too. */
-static void add_link(struct hr_dit_forecast *f, const struct hr_dit_model *model)
+/* Weights of a forward cross the link, those that stay in the host's memory, too.
+ * @param later  a later forward, which finds some on the device */
+static uint64_t link_ns(const struct hr_dit_forecast *f, const struct hr_dit *dit, bool later)
 {
+    const struct hr_dit_model *model = &dit->model;
     uint64_t bytes = 0;
 
+    if (f->link_sample_bytes == 0)
+        return 0;
     for (uint32_t i = model->n_once; i < model->n_plan; i++)
-        bytes += model->plan[i]->size_bytes;
-    if (f->link_sample_bytes > 0)
-        f->link_ns = (uint64_t) ((double) bytes * (double) f->link_sample_ns /
-                                 (double) f->link_sample_bytes);
+        if (!later || !hr_resident_find(&dit->on_device, model->plan[i]))
+            bytes += model->plan[i]->size_bytes;
+    return (uint64_t) ((double) bytes * (double) f->link_sample_ns / (double) f->link_sample_bytes);
 }
 
-/* Disk and computing go on at the same time, so each part takes as long as the longer of them. */
-static void combine(struct hr_dit_forecast *f, const struct hr_dit_prediction *p)
+/* Disk, link and computing go on at the same time, so each part takes as long as the longest of
+ * them. */
+static void combine(struct hr_dit_forecast *f, const struct hr_dit *dit)
 {
+    const struct hr_dit_prediction *p = &dit->stats.predicted;
     const uint64_t up_front_ns = hr_max_u64(disk_ns(f, p->up_front_bytes), f->up_front_compute_ns);
+    const uint64_t first_ns = hr_max_u64(f->compute_ns, link_ns(f, dit, false));
 
+    f->link_ns = link_ns(f, dit, p->n_forwards > 1);
     f->first_ns =
-        up_front_ns + hr_max_u64(disk_ns(f, p->first_bytes - p->up_front_bytes), f->compute_ns);
+        up_front_ns + hr_max_u64(disk_ns(f, p->first_bytes - p->up_front_bytes), first_ns);
     f->later_disk_ns = disk_ns(f, p->n_forwards > 1 ? p->later_bytes : p->first_bytes);
-    f->later_ns = p->n_forwards > 1 ? hr_max_u64(f->later_disk_ns, f->compute_ns) : f->first_ns;
+    f->later_ns = p->n_forwards > 1
+                      ? hr_max_u64(f->later_disk_ns, hr_max_u64(f->compute_ns, f->link_ns))
+                      : f->first_ns;
     f->run_ns = f->first_ns + (p->n_forwards - 1) * f->later_ns;
 }
 
@@ -290,8 +299,7 @@ int hr_dit_predict(const struct hr_checkpoint *checkpoint, const struct hr_dit_p
     if (r == 0 && ret_forecast)
         r = measure_compute(dit, params, inputs, &forecast, err);
     if (r == 0 && ret_forecast) {
-        combine(&forecast, &prediction);
-        add_link(&forecast, &dit->model);
+        combine(&forecast, dit);
         *ret_forecast = forecast;
     }
     if (r == 0)

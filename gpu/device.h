@@ -36,6 +36,7 @@ struct hr_device_fns {
     int (*upload)(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes);
     int (*download)(struct hr_gpu *gpu, void *dst_host, const void *src, size_t size_bytes);
     int (*sync)(struct hr_gpu *gpu);
+    int (*copy)(struct hr_gpu *gpu, void *dst, const void *src, size_t size_bytes);
 
     int (*stage)(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,
                  size_t size_bytes);

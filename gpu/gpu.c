@@ -203,6 +203,12 @@ int hr_gpu_sync(struct hr_gpu *gpu)
     return gpu->fns->sync(gpu);
 }
 
+int hr_gpu_copy(struct hr_gpu *gpu, void *dst, const void *src, size_t size_bytes)
+{
+    hr_assert(dst && src && dst != src && size_bytes > 0);
+    return gpu->fns->copy(gpu, dst, src, size_bytes);
+}
+
 /* ---- weights ------------------------------------------------------------------------ */
 
 int hr_gpu_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,

@@ -27,6 +27,7 @@
 
 enum {
     HR_HEAD_DIM = 128,
+    HR_GPU_ARENA_STEP = 256, /* to a multiple of it devices may round up an arena */
     /* A product of up to this many tokens gives each of them the bits that it has alone. */
     HR_TOKENS_INDEPENDENT_MAX = 6,
 };
@@ -73,6 +74,8 @@ int hr_gpu_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t si
 /* Waits for all earlier operations. */
 int hr_gpu_download(struct hr_gpu *gpu, void *dst_host, const void *src, size_t size_bytes);
 int hr_gpu_sync(struct hr_gpu *gpu);
+/* From one place of the device to another, in the order of the operations; may not overlap. */
+int hr_gpu_copy(struct hr_gpu *gpu, void *dst, const void *src, size_t size_bytes);
 
 /* ---- weights ------------------------------------------------------------------------ */
 

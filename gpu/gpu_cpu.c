@@ -339,6 +339,7 @@ const struct hr_device_fns hr_device_cpu = {
     .scratch_bytes = cpu_scratch_bytes,
     .upload = cpu_upload,
     .download = cpu_upload, /* the same memory: a copy either way */
+    .copy = cpu_upload,
     .sync = cpu_sync,
     .stage = cpu_stage,
     .unstage = cpu_unstage,

@@ -144,7 +144,7 @@ static int cuda_probe(const struct hr_gpu_params *params, struct hr_error *err)
 
 static uint64_t arena_bytes_of(const struct hr_gpu_params *params)
 {
-    return hr_align_up(params->arena_bytes, HR_SLOT_ALIGN);
+    return hr_align_up(params->arena_bytes, HR_GPU_ARENA_STEP);
 }
 
 /* As asked for; or as much as helps and the limit leaves. */
@@ -379,6 +379,18 @@ static int cuda_download(struct hr_gpu *gpu, void *dst_host, const void *src, si
     return copy((const struct hr_cuda *) gpu, dst_host, src, size_bytes, "download");
 }
 
+static int cuda_copy(struct hr_gpu *gpu, void *dst, const void *src, size_t size_bytes)
+{
+    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
+    int r = hr_cuda_check(cudaSetDevice(cuda->ordinal), "device");
+
+    if (r == 0)
+        r = hr_cuda_check(
+            cudaMemcpyAsync(dst, src, size_bytes, cudaMemcpyDeviceToDevice, cuda->computes),
+            "copy on the device");
+    return r;
+}
+
 /* ---- weights -------------------------------------------------------------------------------- */
 
 /* Room for a slot: the copy stream, not the caller, waits until what lay there has been used. */
@@ -480,6 +492,7 @@ const struct hr_device_fns hr_device_cuda = {
     .upload = cuda_upload,
     .download = cuda_download,
     .sync = cuda_sync,
+    .copy = cuda_copy,
     .stage = cuda_stage,
     .unstage = cuda_unstage,
     .host_is_free = cuda_host_is_free,

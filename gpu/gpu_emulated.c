@@ -30,7 +30,7 @@ struct command {
     enum {
         COPY,
         WAIT,
-        UPLOAD,
+        COPY_IN_ORDER,
         LINEAR,
         LAYERNORM,
         RMSNORM,
@@ -149,7 +149,7 @@ static int run(struct emulated *e, struct command *c)
         delay(e);
         memcpy(c->copy.dst, c->copy.src, c->copy.size_bytes);
         return 0;
-    case UPLOAD:
+    case COPY_IN_ORDER:
         memcpy(c->copy.dst, c->copy.src, c->copy.size_bytes);
         return 0;
     default:
@@ -267,6 +267,21 @@ static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
     return params->slot_bytes ? params->slot_bytes : SLOT_BYTES_DEFAULT;
 }
 
+/* With a limit it counts as memory of its own, as a GPU's; all of it is the host's, see below. */
+static int emulated_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
+                                 struct hr_error *err)
+{
+    const uint64_t bytes = params->arena_bytes + slot_bytes_of(params);
+
+    if (params->vram_bytes && bytes > params->vram_bytes)
+        return hr_error_set(err, -ENOMEM,
+                            "emulated device: the limit is %llu bytes, but %llu are needed; raise "
+                            "the limit",
+                            (unsigned long long) params->vram_bytes, (unsigned long long) bytes);
+    *ret_bytes = params->vram_bytes ? bytes : 0;
+    return 0;
+}
+
 static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
                          struct hr_error *err)
 {
@@ -311,7 +326,8 @@ static uint64_t emulated_scratch_bytes(const struct hr_gpu_params *params, size_
                                        size_t n_in_max, size_t n_out_max)
 {
     return hr_device_cpu.scratch_bytes(params, n_tokens_max, n_in_max, n_out_max) +
-           slot_bytes_of(params) + sizeof(struct emulated);
+           (params->vram_bytes ? params->vram_bytes : slot_bytes_of(params)) +
+           sizeof(struct emulated);
 }
 
 /* ---- memory --------------------------------------------------------------------------------- */
@@ -331,7 +347,7 @@ static int emulated_sync(struct hr_gpu *gpu)
 static int emulated_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes)
 {
     struct emulated *e = (struct emulated *) gpu;
-    const struct command c = {.kind = UPLOAD, .copy = {dst, src_host, size_bytes}};
+    const struct command c = {.kind = COPY_IN_ORDER, .copy = {dst, src_host, size_bytes}};
     const int r = ask(&e->computes, &c);
 
     reached(&e->computes, e->computes.n_asked, true); /* the caller may change the source now */
@@ -345,6 +361,13 @@ static int emulated_download(struct hr_gpu *gpu, void *dst_host, const void *src
     if (r == 0)
         memcpy(dst_host, src, size_bytes);
     return r;
+}
+
+static int emulated_copy(struct hr_gpu *gpu, void *dst, const void *src, size_t size_bytes)
+{
+    const struct command c = {.kind = COPY_IN_ORDER, .copy = {dst, src, size_bytes}};
+
+    return ask(&((struct emulated *) gpu)->computes, &c);
 }
 
 /* ---- weights -------------------------------------------------------------------------------- */
@@ -467,9 +490,11 @@ const struct hr_device_fns hr_device_emulated = {
     .open = emulated_open,
     .close = emulated_close,
     .scratch_bytes = emulated_scratch_bytes,
+    .device_bytes = emulated_device_bytes,
     .upload = emulated_upload,
     .download = emulated_download,
     .sync = emulated_sync,
+    .copy = emulated_copy,
     .stage = emulated_stage,
     .unstage = emulated_unstage,
     .host_is_free = emulated_host_is_free,

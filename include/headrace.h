@@ -555,7 +555,8 @@ struct hr_dit_params {
     uint64_t ram_bytes;  /* upper bound on the whole process: code, ring, activations; 0: what the
                             inputs need and a ring of 192 MiB                                */
     uint64_t vram_bytes; /* upper bound on the memory of a GPU, an allowance for driver and
-                            libraries included; 0: what the inputs need */
+                            libraries included; in several forwards what it leaves keeps weights
+                            there. 0: what the inputs need */
     uint64_t resident_max_bytes; /* of weights kept in memory between passes, out of what ram_bytes
                            leaves; 0: all that it leaves                                    */
     enum hr_onload_dtype onload_dtype;
@@ -609,10 +610,11 @@ struct hr_dit_prediction {
     uint64_t run_bytes;         /* in all                                                    */
     uint64_t peak_memory_bytes; /* of the process, at most                                   */
     uint64_t ring_bytes, activation_bytes;
-    uint64_t resident_bytes;      /* weights that stay in memory from the first forward on     */
-    uint64_t mods_bytes;          /* modulation vectors                                        */
-    bool mods_spilled;            /* they go to a temporary file                               */
-    uint64_t device_memory_bytes; /* of a GPU, at most; 0: computing takes none                */
+    uint64_t resident_bytes;        /* weights that stay in memory from the first forward on     */
+    uint64_t device_resident_bytes; /* others, that stay on a GPU within vram_bytes            */
+    uint64_t mods_bytes;            /* modulation vectors                                        */
+    bool mods_spilled;              /* they go to a temporary file                               */
+    uint64_t device_memory_bytes;   /* of a GPU, at most; 0: computing takes none                */
 };
 
 struct hr_dit_stats {
@@ -631,6 +633,7 @@ struct hr_dit_stats {
     uint64_t setup_ns;       /* hr_dit_open() up to the first read                      */
     struct hr_dit_prediction predicted; /* by hr_dit_open()                                */
     uint64_t resident_bytes;            /* weights kept in memory from the first pass on          */
+    uint64_t device_resident_bytes;     /* others, kept on a GPU                                  */
     uint64_t activation_bytes;          /* arena for activations                                 */
     uint64_t mods_bytes;        /* modulation vectors of all steps, 0: computed in each forward  */
     bool mods_spilled;          /* they are in a temporary file                                  */
@@ -688,8 +691,9 @@ struct hr_dit_forecast {
     /* Copies to a device that has its own memory, where compute_ns waits for them, too; 0: it
      * computes on the host's. */
     uint64_t link_sample_bytes, link_sample_ns;
-    uint64_t link_ns; /* of the weights of one forward, without modulation that came up front */
-    /* Disk and computing at the same time: the longer of the two. */
+    uint64_t link_ns; /* of those of a later forward, or the only one, without modulation that came
+                         up front and weights that stay on the device */
+    /* Disk, link and computing at the same time: the longest of them. */
     uint64_t first_ns, later_ns, run_ns;
 };
 

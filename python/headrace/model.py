@@ -98,6 +98,7 @@ class Stats:
     copied_bytes: int
     setup_ns: int
     resident_bytes: int
+    device_resident_bytes: int
     activation_bytes: int
     mods_bytes: int
     mods_spilled: bool

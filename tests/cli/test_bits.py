@@ -3,6 +3,7 @@
 
 The model is wide enough (2048) that its largest tensors are cut into bands.
 """
+import json
 import os
 import unittest
 
@@ -71,6 +72,27 @@ class Bits(ModelCase):
     def test_repeat(self):
         once = self.output()
         self.assertEqual(self.output("--repeat", 3), once)
+
+    def test_on_the_device(self):
+        """Weights stay on a device within --vram: all of them, or some; copies come late."""
+        once, needs = self.output(), []
+        slots_mib = 96
+        whole = json.loads(headrace("inspect", self.model, "--json").out)["streamed"]["bytes"]
+        for spare in (whole // 2, 2 * whole):
+            result = self.forward("--quiet", "--json", "--repeat", 3, "--device", "emulated:500",
+                                  "--vram", (slots_mib + 8 << 20) + spare)
+            self.assertEqual(result.code, 0, result.err)
+            run = json.loads(result.out)
+            with open(self.path("out.safetensors"), "rb") as f:
+                self.assertEqual(f.read(), once)
+            needs.append(run["device_resident_bytes"])
+            self.assertEqual(run["resident_bytes"], 0)
+            self.assertLessEqual(run["device_resident_bytes"], spare + (8 << 20))
+            self.assertLessEqual(run["predicted"]["device_memory_bytes"], (slots_mib + 8 << 20) + spare)
+            self.assertEqual(run["predicted"]["bytes_used"], run["bytes_used"])
+            self.assertEqual(run["copied_bytes"], run["pass_bytes"])  # what stays is not copied again
+        self.assertGreater(needs[0], whole // 4)
+        self.assertEqual(run["pass_bytes"], 0)
 
 
 if __name__ == "__main__":

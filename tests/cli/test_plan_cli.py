@@ -73,6 +73,8 @@ class Plan(ModelCase):
         late = headrace("plan", self.model, "--steps", 2, *self.sizes, "--device", "emulated:0")
         self.assertEqual(late.code, 0, late.err)
         self.assertRegex(late.out, r"link +[\d.]+ GB/s, measured: ")
+        late = headrace("plan", self.model, "--steps", 2, *self.sizes, "--device", "emulated:0", "--vram", "120MiB")
+        self.assertRegex(late.out, r"device +at most 1[012]\d MB of its own memory \(.*weights that stay \d+ MB\)")
         self.assertRegex(self.forward().out, r"predicted \d+ MB of weights, at most \d+ MB of memory; used \d+ MB")
 
     def test_refuses_what_the_run_refuses(self):

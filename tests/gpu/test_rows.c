@@ -371,6 +371,31 @@ static void bf16_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, str
     check_free(want);
 }
 
+/* Any number of bytes at any address, and nothing beside them. */
+static void copy_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, struct check_rng *rng)
+{
+    static const size_t sizes[] = {1, 15, 16, 17, 255, 4097, 100003};
+
+    (void) isa;
+    (void) act;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(sizes); i++) {
+        unsigned char *src = check_alloc(sizes[i], 1), *dst = check_alloc(sizes[i], 1);
+
+        for (size_t k = 0; k < sizes[i]; k++)
+            src[k] = (unsigned char) check_next(rng);
+        check_done(gpu, hr_gpu_copy(gpu, dst, src, sizes[i]));
+        assert_memory_equal(dst, src, sizes[i]);
+        check_free(src);
+        check_free(dst);
+    }
+}
+
+static void test_copy(void **state)
+{
+    (void) state;
+    for_each_isa(copy_isa);
+}
+
 static void test_to_f32(void **state)
 {
     (void) state;
@@ -392,6 +417,7 @@ int main(void)
         cmocka_unit_test(test_activations),
         cmocka_unit_test(test_silu),
         cmocka_unit_test(test_finite),
+        cmocka_unit_test(test_copy),
         cmocka_unit_test(test_to_f32),
         cmocka_unit_test(test_to_bf16),
     };
