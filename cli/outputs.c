@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* outputs.c -- where results go: checked before the work, written after it. */
+#include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,38 +16,81 @@ struct output {
     const char *option, *path;
 };
 
+/* Where it comes to lie: behind a link, as writing follows it. */
+struct place {
+    struct stat folder;
+    char name[NAME_MAX + 1];
+};
+
 static int refuse(struct hr_error *err, int code, const struct output *output, const char *why)
 {
     char shown[512];
 
-    err->code = code;
-    snprintf(err->message, sizeof(err->message), "%s: %s: %s", output->option,
-             cli_printable(shown, sizeof(shown), output->path), why);
-    return code;
+    return cli_error(err, code, "%s: %s: %s", output->option,
+                     cli_printable(shown, sizeof(shown), output->path), why);
+}
+
+static bool is_one(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
 static bool is_same(const struct stat *output, const char *path)
 {
     struct stat st;
 
-    return stat(path, &st) == 0 && st.st_dev == output->st_dev && st.st_ino == output->st_ino;
+    return stat(path, &st) == 0 && is_one(&st, output);
 }
 
 /* The folder that will hold the result must be there and be writable. */
-static int check_folder(const struct output *output, struct hr_error *err)
+static int find_place(const struct output *output, struct place *ret_place, struct hr_error *err)
 {
-    const char *slash = strrchr(output->path, '/');
-    char *folder = slash ? strndup(output->path, (size_t) (slash - output->path) + 1) : strdup(".");
+    char *target = realpath(output->path, NULL), *folder;
     int r = 0;
 
-    if (!folder)
+    if (!target)
+        target = strdup(output->path);
+    if (!target)
         return refuse(err, -ENOMEM, output, "no memory");
-    if (access(folder, W_OK | X_OK) < 0)
+    const char *slash = strrchr(target, '/'), *name = slash ? slash + 1 : target;
+
+    folder = slash ? strndup(target, (size_t) (name - target)) : strdup(".");
+    if (!folder)
+        r = refuse(err, -ENOMEM, output, "no memory");
+    else if (strlen(name) > NAME_MAX)
+        r = refuse(err, -ENAMETOOLONG, output, "the name is too long");
+    else if (stat(folder, &ret_place->folder) < 0 || access(folder, W_OK | X_OK) < 0)
         r = refuse(err, -errno, output,
                    errno == ENOENT ? "its folder does not exist"
                                    : "its folder cannot be written to");
+    else
+        snprintf(ret_place->name, sizeof(ret_place->name), "%s", name);
     free(folder);
+    free(target);
     return r;
+}
+
+/* Whether it is the config or an index beside that file of the model. */
+static bool describes(const struct stat *st, const char *shard)
+{
+    const char *slash = strrchr(shard, '/');
+    char *folder = slash ? strndup(shard, (size_t) (slash - shard) + 1) : strdup(".");
+    DIR *dir = folder ? opendir(folder) : NULL;
+    const struct dirent *entry;
+    bool found = false;
+
+    while (dir && !found && (entry = readdir(dir))) {
+        const size_t len = strlen(entry->d_name);
+        const bool is_index = len > 11 && strcmp(entry->d_name + len - 11, ".index.json") == 0;
+        struct stat other;
+
+        found = (is_index || strcmp(entry->d_name, "config.json") == 0) &&
+                fstatat(dirfd(dir), entry->d_name, &other, 0) == 0 && is_one(st, &other);
+    }
+    if (dir)
+        closedir(dir);
+    free(folder);
+    return found;
 }
 
 /* Why a file that is there must not be written over; NULL: it may be. */
@@ -53,7 +98,8 @@ static const char *reason_to_keep(const struct stat *st, const struct cli_option
                                   const struct hr_checkpoint *model)
 {
     for (uint32_t i = 0; i < hr_checkpoint_n_shards(model); i++)
-        if (is_same(st, hr_checkpoint_shard(model, i)->path))
+        if (is_same(st, hr_checkpoint_shard(model, i)->path) ||
+            describes(st, hr_checkpoint_shard(model, i)->path))
             return "is a part of the model; name another file";
     for (uint32_t i = 0; i < o->inputs.n; i++)
         if (is_same(st, o->inputs.items[i]))
@@ -70,63 +116,79 @@ static const char *reason_to_keep(const struct stat *st, const struct cli_option
 
 /* @return 1 a file is there, which would be replaced; 0 nothing is; or why neither can be written
  */
-static int look_at(const struct output *output, struct stat *ret_st, struct hr_error *err)
+static int look_at(const struct output *output, struct stat *ret_st, struct place *ret_place,
+                   struct hr_error *err)
 {
+    bool is_there;
+
     if (!output->path[0])
         return refuse(err, -EINVAL, output, "an empty name");
-    if (stat(output->path, ret_st) < 0)
-        return check_folder(output, err);
-    if (!S_ISREG(ret_st->st_mode))
+    if (strcmp(output->path, "-") == 0)
+        return refuse(err, -EINVAL, output,
+                      "it cannot go to standard output; name a file, or ./- for one called so");
+    is_there = stat(output->path, ret_st) == 0;
+    if (is_there && !S_ISREG(ret_st->st_mode))
         return refuse(err, -EINVAL, output, "is there already and is no regular file");
-    return 1;
+    const int r = find_place(output, ret_place, err);
+
+    return r < 0 ? r : is_there;
 }
 
+/* Nothing where the option was not given. */
 static int check_path(const struct output *output, const struct cli_options *o,
-                      const struct hr_checkpoint *model, struct hr_error *err)
+                      const struct hr_checkpoint *model, struct place *ret_place,
+                      struct hr_error *err)
 {
     const char *why;
     struct stat st;
 
     if (!output->path)
         return 0;
-    const int r = look_at(output, &st, err);
+    const int r = look_at(output, &st, ret_place, err);
 
-    if (r <= 0)
+    if (r < 0)
         return r;
-    why = reason_to_keep(&st, o, model);
-    return why ? refuse(err, -EINVAL, output, why) : check_folder(output, err);
+    why = r > 0 ? reason_to_keep(&st, o, model) : NULL;
+    if (!why && o->resume && is_same(&ret_place->folder, o->resume))
+        why = "lies in the folder of --resume; name another file";
+    return why ? refuse(err, -EINVAL, output, why) : 0;
 }
 
 int cli_check_output(const struct cli_options *o, const struct hr_checkpoint *model,
                      struct hr_error *err)
 {
-    const struct output output = {"--output", o->output}, trace = {"--trace", o->trace};
-    const struct output plot = {"--plot", o->plot}; /* of bench, which has neither of the others */
-    int r = check_path(&output, o, model, err);
+    const struct output outputs[] = {
+        {"--output", o->output}, {"--trace", o->trace}, {"--plot", o->plot}};
+    enum { N = sizeof(outputs) / sizeof(outputs[0]) };
+    struct place places[N];
 
-    if (r == 0)
-        r = check_path(&trace, o, model, err);
-    if (r == 0)
-        r = check_path(&plot, o, model, err);
-    if (r == 0 && o->output && o->trace && strcmp(o->output, o->trace) == 0)
-        r = refuse(err, -EINVAL, &trace, "is the --output too; name another file");
-    return r;
+    for (int i = 0; i < N; i++) {
+        const int r = check_path(&outputs[i], o, model, &places[i], err);
+
+        if (r < 0)
+            return r;
+        for (int k = 0; k < i && outputs[i].path; k++)
+            if (outputs[k].path && is_one(&places[k].folder, &places[i].folder) &&
+                strcmp(places[k].name, places[i].name) == 0)
+                return cli_error(err, -EINVAL, "%s and %s name one file; name another one",
+                                 outputs[k].option, outputs[i].option);
+    }
+    return 0;
 }
 
 int cli_check_page(const struct cli_options *o, struct hr_error *err)
 {
     const struct output output = {"--output", o->output};
     const char *const inputs[] = {o->paths[0], o->trace, o->plan};
+    struct place place;
     struct stat st;
-    const int r = look_at(&output, &st, err);
+    const int r = look_at(&output, &st, &place, err);
 
-    if (r <= 0)
-        return r;
-    for (size_t i = 0; i < sizeof(inputs) / sizeof(inputs[0]); i++)
+    for (size_t i = 0; i < sizeof(inputs) / sizeof(inputs[0]) && r > 0; i++)
         if (inputs[i] && is_same(&st, inputs[i]))
             return refuse(err, -EINVAL, &output,
                           "is one of the files that the page is made from; name another file");
-    return check_folder(&output, err);
+    return r < 0 ? r : 0;
 }
 
 /* @return 0 or a negative errno */
@@ -206,9 +268,7 @@ int cli_take_results(const struct cli_options *o, const struct hr_dit_inputs *in
     }
     if (complete)
         return 0;
-    err->code = -ENOMEM;
-    snprintf(err->message, sizeof(err->message), "no memory for the result");
-    return -ENOMEM;
+    return cli_error(err, -ENOMEM, "no memory for the result");
 }
 
 static bool is_layered(const struct hr_dit_inputs *inputs)

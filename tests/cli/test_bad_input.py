@@ -190,13 +190,23 @@ class BadInput(ModelCase):
         forward = ["forward", self.path("copy"), "--timestep", 750, "--inputs"]
         inputs = self.path("own.safetensors")
         shutil.copy(self.inputs, inputs)
+        config = os.path.join(self.path("copy"), "config.json")
+        index = os.path.join(self.path("copy"), "model.safetensors.index.json")
+        n, header = read_header(shard)
+        with open(index, "w", encoding="utf-8") as f:
+            json.dump({"weight_map": {name: SHARD for name in header if name != "__metadata__"}}, f)
         with open(shard, "rb") as f:
             before = f.read()
         os.link(shard, self.path("link.safetensors"))
         states = self.path("states.json")
         with open(states, "w", encoding="utf-8") as f:
             f.write("{}")
+                           (["inputs", self.path("copy"), "--output", config], "part of the model"),
+                           ([*forward, inputs, "--trace", config], "part of the model"),
+                           (["checksum", self.path("copy"), "--output", index], "part of the model"),
         for args, word in (([*forward, inputs, "--output", shard], "part of the model"),
+                           ([*forward, inputs, "--output", "-"], "standard output"),
+                           (["inputs", self.model, "--output", "-"], "standard output"),
                            ([*forward, inputs, "--output", self.path("link.safetensors")], "part of the model"),
                            (["inputs", self.path("copy"), "--output", shard], "part of the model"),
                            ([*forward, inputs, "--output", inputs], "one of the inputs"),
@@ -204,6 +214,27 @@ class BadInput(ModelCase):
                            ([*forward, inputs, "--output", ""], "empty"),
                            ([*forward, inputs, "--output", "/dev/null"], "no regular file")):
             self.assert_fails(headrace(*args), word)
+        with open(config, encoding="utf-8") as f:
+            self.assertEqual(json.load(f)["num_layers"], 2)
+
+    def test_two_outputs_are_two_files(self):
+        os.makedirs(self.path("sub"), exist_ok=True)
+        os.symlink("sub", self.path("also-sub"))
+        for output, trace in (("a", "./a"), ("a", "sub/../a"), ("sub/a", "also-sub/a"), ("a", self.path("a"))):
+            result = headrace("forward", self.model, "--inputs", self.inputs, "--timestep", 750, "--output", output,
+                              "--trace", trace, cwd=self.folder)
+            self.assert_fails(result, "--output and --trace name one file; name another one")
+            self.assertFalse(os.path.exists(self.path(output)))
+
+    def test_output_that_is_not_utf8(self):
+        """JSON cannot say the name; the work is done all the same."""
+        for args in (["inputs", self.model], ["checksum", self.model], ["forward", self.model, "--inputs", self.inputs,
+                     "--timestep", 750], ["denoise", self.model, "--inputs", self.inputs, "--steps", 1]):
+            result = headrace(*args, "--quiet", "--json", "--output", self.path("\udcff" + args[0]))
+            self.assertEqual(result.code, 0, result.err)
+            self.assertIsNone(json.loads(result.out)["output"])
+        result = headrace("synth", self.path("\udcffmodel"), *self.model_options, "--json", "--quiet")
+        self.assertEqual((result.code, json.loads(result.out)["path"]), (0, None), result.err)
         with open(shard, "rb") as f:
             self.assertEqual(f.read(), before)
         os.remove(self.path("link.safetensors"))

@@ -214,4 +214,9 @@ class Denoise(ModelCase):
 
 
 if __name__ == "__main__":
+        for args in (["--output", os.path.join(folder, "state.json")], ["--output", os.path.join(folder, "step-3.x")],
+                     ["--trace", os.path.join(folder, "trace.json")]):
+            result = headrace("denoise", self.model, "--inputs", self.guided, "--steps", 3, "--resume", folder, *args)
+            self.assert_fails(result, args[0], "lies in the folder of --resume; name another file")
+        self.assertEqual(self.denoise("--resume", folder).code, 0)
     main()
