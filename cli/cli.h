@@ -244,10 +244,12 @@ void cli_progress_clear(void);
 const char *cli_size(char buf[32], uint64_t bytes);
 /* "9.3 s", "12 min 05 s", "3 h 07 min". */
 const char *cli_duration(char buf[32], uint64_t ns);
-/* A text from a file or the command line without control characters, which become \xNN; cut off
- * with "..." where it does not fit. @return buf */
+/* A text from a file or the command line without what a terminal would obey, whose bytes become
+ * \xNN; cut off with "..." where it does not fit. @return buf */
 const char *cli_printable(char *buf, size_t buf_bytes, const char *text);
 /* Print obj on standard output, free it and flush; NULL: a name could not be said in JSON. */
+/* A text of others', which need not be UTF-8: then, and of NULL, null. */
+json_t *cli_json_text(const char *text);
 int cli_print_json(json_t *obj);
 /* Once, before any JSON: from now on cli_check_json() tells whether all that was made is whole.
  * @param must_have  of what is read, too: without memory for it the program ends, with the line */

@@ -168,7 +168,7 @@ static int print_json(const struct loop *loop)
     for (uint32_t i = 0; i < loop->n_steps; i++)
         json_array_append_new(steps, step_json(&loop->steps[i]));
     if (loop->o->output)
-        json_object_set_new(obj, "output", json_string(loop->o->output));
+        json_object_set_new(obj, "output", cli_json_text(loop->o->output));
     return cli_print_json(obj);
 }
 

@@ -18,8 +18,9 @@ static void take_finding(void *user, const struct hr_finding *finding)
     report->n_states[finding->state]++;
     if (report->is_json) {
         json_array_append_new(report->findings,
-                              json_pack("{s:s, s:s, s:s, s:s?}", "name", finding->name, "state",
-                                        state, "found", finding->found, "remedy", finding->remedy));
+                              json_pack("{s:s, s:s, s:o, s:o}", "name", finding->name, "state",
+                                        state, "found", cli_json_text(finding->found), "remedy",
+                                        cli_json_text(finding->remedy)));
         return;
     }
     printf("%-11s %-8s %s\n", finding->name, state, finding->found);

@@ -162,7 +162,7 @@ static int print_json(const struct run *run)
         json_array_append_new(forwards, json_real(run->wall_s[i]));
     json_object_set_new(obj, "forwards_wall_s", forwards);
     if (run->o->output)
-        json_object_set_new(obj, "output", json_string(run->o->output));
+        json_object_set_new(obj, "output", cli_json_text(run->o->output));
     if (run->o->per_block)
         cli_blocks_json(obj, s);
     return cli_print_json(obj);

@@ -63,11 +63,8 @@ static int print_json(const struct listing *l)
     for (uint32_t i = 0; i < hr_checkpoint_n_shards(l->model); i++) {
         const struct hr_shard *shard = hr_checkpoint_shard(l->model, i);
 
-        /* A path need not be UTF-8: then there is no way to say it in JSON, but for null. */
-        json_t *path = json_string(shard->path);
-
         json_array_append_new(
-            shards, json_pack("{s:o, s:I, s:i}", "path", path ? path : json_null(), "size_bytes",
+            shards, json_pack("{s:o, s:I, s:i}", "path", cli_json_text(shard->path), "size_bytes",
                               (json_int_t) shard->size_bytes, "n_tensors", (int) shard->n_tensors));
     }
     for (uint32_t i = 0; i < n_listed(l); i++)
@@ -77,7 +74,7 @@ static int print_json(const struct listing *l)
                             json_pack("{s:i, s:I}", "n_tensors", (int) l->n_names, "bytes",
                                       (json_int_t) l->streamed_bytes));
     else
-        json_object_set_new(obj, "not_streamed_because", json_string(l->why_not.message));
+        json_object_set_new(obj, "not_streamed_because", cli_json_text(l->why_not.message));
     return cli_print_json(obj);
 }
 

@@ -46,7 +46,8 @@ int cli_report(const struct cli_options *o)
     if (make_page(o, &err) < 0)
         return cli_fail(&err);
     if (o->json)
-        return cli_print_json(json_pack("{s:s, s:s}", "verb", "report", "output", o->output));
+        return cli_print_json(
+            json_pack("{s:s, s:o}", "verb", "report", "output", cli_json_text(o->output)));
     printf("report    %s\n", cli_printable(shown, sizeof(shown), o->output));
     return cli_flush();
 }

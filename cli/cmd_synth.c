@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_synth.c -- models and inputs of known values, for tests, demonstrations and benchmarks. */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +31,7 @@ int cli_synth(const struct cli_options *o)
     };
     const uint64_t bytes = hr_synth_bytes(&params);
     struct hr_error err = {0};
-    char size[32];
+    char size[32], shown[512];
 
     if (o->n_paths != 1)
         return cli_usage("synth makes one model, but %u paths were given", o->n_paths);
@@ -42,10 +43,11 @@ int cli_synth(const struct cli_options *o)
     const double seconds = cli_now_s() - begin_s;
 
     if (o->json)
-        return cli_print_json(json_pack("{s:s, s:s, s:I, s:f}", "verb", "synth", "path",
-                                        params.path, "bytes", (json_int_t) bytes, "wall_s",
-                                        seconds));
-    printf("synth     %s: %s in %.1f s, %.2f GB/s\n", params.path, cli_size(size, bytes), seconds,
+        return cli_print_json(json_pack("{s:s, s:o, s:I, s:f}", "verb", "synth", "path",
+                                        cli_json_text(params.path), "bytes", (json_int_t) bytes,
+                                        "wall_s", seconds));
+    printf("synth     %s: %s in %.1f s, %.2f GB/s\n",
+           cli_printable(shown, sizeof(shown), params.path), cli_size(size, bytes), seconds,
            (double) bytes / seconds / 1e9);
     return cli_flush();
 }
@@ -102,12 +104,10 @@ static int write_inputs(const struct cli_options *o, uint32_t joint_dim, struct 
         snprintf(seed, sizeof(seed), i ? "reference.%" PRIu64 : "reference", i);
         make(&m, name, seed, 3, h, w, 1.7);
     }
-    if (m.out_of_memory) {
-        snprintf(err->message, sizeof(err->message), "no memory for inputs of this size");
-        r = -1;
-    } else {
+    if (m.out_of_memory)
+        r = cli_error(err, -ENOMEM, "no memory for inputs of this size");
+    else
         r = hr_tensors_write(o->output, m.tensors, m.n, err);
-    }
     for (uint32_t i = 0; i < m.n; i++)
         free((void *) (uintptr_t) m.tensors[i].data);
     return r;
@@ -118,6 +118,7 @@ int cli_inputs(const struct cli_options *o)
     struct hr_checkpoint *model = NULL;
     struct hr_error err = {0};
     uint32_t joint_dim = 0;
+    char shown[512];
     int r;
 
     if (!o->output)
@@ -134,7 +135,8 @@ int cli_inputs(const struct cli_options *o)
     if (r < 0)
         return cli_fail(&err);
     if (o->json)
-        return cli_print_json(json_pack("{s:s, s:s}", "verb", "inputs", "output", o->output));
-    printf("inputs    %s\n", o->output);
+        return cli_print_json(
+            json_pack("{s:s, s:o}", "verb", "inputs", "output", cli_json_text(o->output)));
+    printf("inputs    %s\n", cli_printable(shown, sizeof(shown), o->output));
     return cli_flush();
 }

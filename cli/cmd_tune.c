@@ -166,12 +166,12 @@ static int print_json(const struct tune *t)
                                 (json_int_t) t->all.samples[i].setting.depth, "gbps",
                                 bench_median(t->all.samples[i].ours, t->all.n_turns)));
     return cli_print_json(json_pack(
-        "{s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:s, s:s, s:s, s:o}", "verb", "tune",
+        "{s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:s, s:s, s:o, s:o}", "verb", "tune",
         "block_bytes", (json_int_t) t->tuning.block_bytes, "iodepth", (json_int_t) t->tuning.depth,
         "gbps", t->rate.median, "gbps_low", t->rate.low, "gbps_high", t->rate.high, "over_default",
         t->gain.median, "over_default_low", t->gain.low, "over_default_high", t->gain.high,
         "device", t->tuning.device, "filesystem", t->tuning.filesystem, "kernel", t->tuning.kernel,
-        "stored", t->path, "settings", settings));
+        "stored", cli_json_text(t->path), "settings", settings));
 }
 
 static void print_text(const struct tune *t)

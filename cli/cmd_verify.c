@@ -54,8 +54,8 @@ static int print_written(const struct cli_options *o, const struct hr_manifest *
     char shown[512];
 
     if (o->json)
-        return cli_print_json(json_pack("{s:s, s:i, s:s}", "verb", "checksum", "n_tensors", (int) n,
-                                        "output", o->output));
+        return cli_print_json(json_pack("{s:s, s:i, s:o}", "verb", "checksum", "n_tensors", (int) n,
+                                        "output", cli_json_text(o->output)));
     printf("checksum  %s: %u tensors\n", cli_printable(shown, sizeof(shown), o->output), n);
     return cli_flush();
 }
@@ -112,14 +112,11 @@ static void on_damage(void *user, const struct hr_damage *damage)
         printf("%s\n", text);
         return;
     }
-    /* A file's name need not be UTF-8: then it is null. */
-    json_t *file = json_string(damage->file);
-
     json_array_append_new(v->damage,
-                          json_pack("{s:s, s:o, s:s?, s:I, s:I, s:s}", "kind", kinds[damage->kind],
-                                    "file", file ? file : json_null(), "tensor", damage->tensor,
+                          json_pack("{s:s, s:o, s:s?, s:I, s:I, s:o}", "kind", kinds[damage->kind],
+                                    "file", cli_json_text(damage->file), "tensor", damage->tensor,
                                     "begin_bytes", (json_int_t) damage->begin_bytes, "size_bytes",
-                                    (json_int_t) damage->size_bytes, "text", text));
+                                    (json_int_t) damage->size_bytes, "text", cli_json_text(text)));
 }
 
 static int report(struct verification *v, int n)

@@ -46,12 +46,12 @@ void cli_loras_json(json_t *obj, const struct cli_options *o, const struct hr_di
 
     for (uint32_t i = 0; i < stats->n_loras; i++) {
         const struct hr_lora_report *report = &stats->loras[i];
-        json_t *path = json_string(o->loras[i].path), *ignored = json_array();
+        json_t *ignored = json_array();
 
         for (uint32_t k = 0; k < HR_LORA_NAMES_SHOWN && report->ignored[k]; k++)
-            json_array_append_new(ignored, json_string(report->ignored[k]));
+            json_array_append_new(ignored, cli_json_text(report->ignored[k]));
         json_array_append_new(loras, json_pack("{s:o, s:f, s:i, s:i, s:o}", "path",
-                                               path ? path : json_null(), "strength",
+                                               cli_json_text(o->loras[i].path), "strength",
                                                (double) o->loras[i].strength, "n_modules",
                                                (int) report->n_modules, "n_ignored",
                                                (int) report->n_ignored, "ignored", ignored));

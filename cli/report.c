@@ -105,22 +105,47 @@ void cli_progress_reading(void *user, uint64_t bytes_done, uint64_t bytes_total)
     progress_bytes("reading", bytes_done, bytes_total);
 }
 
+/* Bytes from p on that a terminal does not show but obeys: C0, and in UTF-8 C1 and the marks of
+ * writing direction, which can make a name read as another one. */
+static unsigned n_control(const unsigned char *p)
+{
+    if (*p < 0x20 || *p == 0x7f)
+        return 1;
+    if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] <= 0x9f)
+        return 2;
+    if (p[0] == 0xe2 &&
+        ((p[1] == 0x80 && ((p[2] >= 0xaa && p[2] <= 0xae) || p[2] == 0x8e || p[2] == 0x8f)) ||
+         (p[1] == 0x81 && p[2] >= 0xa6 && p[2] <= 0xa9)))
+        return 3;
+    return 0;
+}
+
 const char *cli_printable(char *buf, size_t buf_bytes, const char *text)
 {
+    const unsigned char *p = (const unsigned char *) text;
     size_t len = 0;
 
-    for (const unsigned char *p = (const unsigned char *) text; *p; p++) {
+    for (unsigned escape = 0; *p; p++, escape -= escape > 0) {
         if (len + 8 > buf_bytes) { /* the longest form of a byte, and the mark of the cut */
             snprintf(buf + len, buf_bytes - len, "...");
             return buf;
         }
-        if (*p < 0x20 || *p == 0x7f)
+        if (escape == 0)
+            escape = n_control(p);
+        if (escape > 0)
             len += (size_t) snprintf(buf + len, buf_bytes - len, "\\x%02x", *p);
         else
             buf[len++] = (char) *p;
     }
     buf[len] = '\0';
     return buf;
+}
+
+json_t *cli_json_text(const char *text)
+{
+    json_t *value = text ? json_string(text) : NULL;
+
+    return value ? value : json_null();
 }
 
 const char *cli_size(char buf[32], uint64_t bytes)

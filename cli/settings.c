@@ -10,14 +10,6 @@
 
 #include "cli/cli.h"
 
-/* NULL, or a name that is not UTF-8: null. */
-static json_t *text_or_null(const char *text)
-{
-    json_t *value = text ? json_string(text) : NULL;
-
-    return value ? value : json_null();
-}
-
 static void set_size(json_t *obj, const char *key, uint64_t bytes)
 {
     json_object_set_new(obj, key, bytes ? json_integer((json_int_t) bytes) : json_null());
@@ -50,9 +42,9 @@ static json_t *settings_of(const struct cli_options *o, const struct hr_dit_inpu
         o->activation == HR_ACTIVATION_QUICK_GELU ? "quick_gelu" : "gelu_tanh", "onload_dtype",
         o->onload_dtype == HR_ONLOAD_FP8 ? "fp8" : "model");
 
-    json_object_set_new(obj, "model", text_or_null(o->paths[0]));
-    json_object_set_new(obj, "states", text_or_null(o->states));
-    json_object_set_new(obj, "manifest", text_or_null(o->manifest));
+    json_object_set_new(obj, "model", cli_json_text(o->paths[0]));
+    json_object_set_new(obj, "states", cli_json_text(o->states));
+    json_object_set_new(obj, "manifest", cli_json_text(o->manifest));
     set_size(obj, "ram_bytes", o->ram_bytes);
     set_size(obj, "vram_bytes", o->vram_bytes);
     set_number(obj, "timestep", o->timestep);
@@ -72,7 +64,7 @@ static json_t *cpu_name(void)
 
         if (value) {
             value[strcspn(value, "\n")] = '\0';
-            name = json_string(value + 1 + strspn(value + 1, " "));
+            name = cli_json_text(value + 1 + strspn(value + 1, " "));
         }
     }
     if (f)
@@ -97,7 +89,7 @@ static json_t *machine(void)
     if (uname(&names) == 0)
         snprintf(text, sizeof(text), "%s %s %s", names.sysname, names.release, names.machine);
     json_t *obj = json_pack("{s:o, s:i, s:o}", "cpu", cpu_name(), "cpus", usable_cpus(), "system",
-                            text_or_null(text));
+                            cli_json_text(text));
 
     set_size(obj, "memory_bytes",
              pages > 0 && page_bytes > 0 ? (uint64_t) pages * (uint64_t) page_bytes : 0);

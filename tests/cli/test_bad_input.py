@@ -263,6 +263,9 @@ class BadInput(ModelCase):
         path = self.path("evil.safetensors")
         write_tensors(path, {"evil\x1b[31m\nline2": ("F32", [1], floats([1.0]))})
         result = headrace("inspect", path)
+        write_tensors(path, {"a\x9bb\u202ec\u2066d\u200fe\u00e9\u4e00\u2028": ("F32", [1], floats([1.0]))})
+        self.assertIn("a\\xc2\\x9bb\\xe2\\x80\\xaec\\xe2\\x81\\xa6d\\xe2\\x80\\x8fe\u00e9\u4e00",
+                      headrace("inspect", path).out)
         self.assertEqual(result.code, 0, result.err)
         self.assertNotIn("\x1b", result.out)
         self.assertIn("evil\\x1b[31m\\x0aline2", result.out)
