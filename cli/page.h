@@ -104,6 +104,11 @@ void page_legend(FILE *f, const char *const pairs[][2], size_t n);
 const char *page_size(char buf[32], double bytes);
 const char *page_seconds(char buf[32], double seconds);
 
+/* ---- page_input.c: files in ---------------------------------------------------------------- */
+
+/* @return a regular file to read, or NULL with *err; a FIFO would have us wait for its writer. */
+FILE *page_open(const char *path, struct hr_error *err);
+
 /* ---- page_facts.c ------------------------------------------------------------------------- */
 
 void page_pairs(FILE *f, const struct page *page);

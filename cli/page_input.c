@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* page_input.c -- the JSON of a run and of a plan, checked. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli/page.h"
 
@@ -38,17 +41,37 @@ static int fail_key(const struct input *in, const char *key, const char *what)
 
 /* ---- the file ------------------------------------------------------------------------------- */
 
+FILE *page_open(const char *path, struct hr_error *err)
+{
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    char shown[512];
+    struct stat st;
+    FILE *f = NULL;
+
+    cli_printable(shown, sizeof(shown), path);
+    if (fd >= 0 && fstat(fd, &st) == 0 && !S_ISREG(st.st_mode))
+        cli_error(err, -EINVAL, "%s: is no regular file; write the output of the run to one",
+                  shown);
+    else if (fd >= 0)
+        f = fdopen(fd, "r");
+    if (!f)
+        cli_error(err, -errno, "%s: cannot be opened: %s", shown, strerror(errno));
+    if (!f && fd >= 0)
+        close(fd);
+    return f;
+}
+
 /* @param ret_text  free() it */
 static int read_text(const struct input *in, char **ret_text, size_t *ret_bytes)
 {
-    FILE *f = fopen(in->path, "re");
+    FILE *f = page_open(in->path, in->err);
     size_t bytes = 0, room = 1 << 16;
     char shown[512], *text = f ? malloc(room) : NULL;
     int r = 0;
 
     cli_printable(shown, sizeof(shown), in->path);
     if (!f)
-        return cli_error(in->err, -errno, "%s: cannot be opened: %s", shown, strerror(errno));
+        return in->err->code;
     while (text && r == 0) {
         const size_t got = fread(text + bytes, 1, room - bytes, f);
 
@@ -266,8 +289,8 @@ int page_plan_read(struct page_plan *ret_plan, const char *path, const struct pa
                    struct hr_error *err)
 {
     struct input in = {.path = path, .expected = plan_expected, .err = err};
-    const double n_steps = run->loop ? (double) run->steps.n : 1.0;
-    char text[96];
+    const double n_steps = (double) run->steps.n;
+    char shown[512];
     int r = load(&in);
 
     if (r == 0)
@@ -282,11 +305,17 @@ int page_plan_read(struct page_plan *ret_plan, const char *path, const struct pa
         };
         r = err->code;
     }
-    if (r == 0 && ret_plan->n_steps != n_steps) {
-        snprintf(text, sizeof(text), "is a plan of %.0f steps and the run had %.0f",
-                 ret_plan->n_steps, n_steps);
-        r = fail(&in, -EBADMSG, text);
-    }
+    cli_printable(shown, sizeof(shown), path);
+    if (r == 0 && !run->loop && ret_plan->n_steps != 1.0)
+        r = cli_error(err, -EBADMSG,
+                      "%s: is a plan of %.0f steps and this run was one forward; make one without "
+                      "--steps",
+                      shown, ret_plan->n_steps);
+    if (r == 0 && run->loop && ret_plan->n_steps != n_steps)
+        r = cli_error(err, -EBADMSG,
+                      "%s: is a plan of %.0f steps and this run did %.0f (a resumed run does "
+                      "fewer); make one with --steps %.0f",
+                      shown, ret_plan->n_steps, n_steps, n_steps);
     json_decref(in.root);
     return r;
 }

@@ -245,13 +245,11 @@ static int make_columns(const struct trace *t, struct page_lanes *lanes)
 
 int page_trace_read(struct page_lanes *ret_lanes, const char *path, struct hr_error *err)
 {
-    struct trace t = {.f = fopen(path, "re"), .path = path, .err = err};
-    char shown[512];
+    struct trace t = {.f = page_open(path, err), .path = path, .err = err};
     int r;
 
     if (!t.f)
-        return cli_error(err, -errno, "%s: cannot be opened: %s",
-                         cli_printable(shown, sizeof(shown), path), strerror(errno));
+        return err->code;
     r = read_members(&t);
     if (r == 0 && !(t.end_s > 1e-9))
         r = fail(&t, "holds no reads and no computing");

@@ -243,7 +243,12 @@ class Report(ModelCase):
         self.assertAlmostEqual(page.data["later-time-actual"], later, delta=1e-6)
         other = headrace("report", self.path("forward.json"), "-o", self.path("x.html"), "--plan",
                          self.path("plan.json"))
-        self.assert_fails(other, "plan.json", "4 steps", "the run had 1")
+        self.assert_fails(other, "plan.json", "is a plan of 4 steps and this run was one forward; make one without "
+                          "--steps")
+        self.write("longer.json", {**plan, "n_steps": 9})
+        other = headrace("report", self.path("denoise.json"), "-o", self.path("x.html"), "--plan",
+                         self.path("longer.json"))
+        self.assert_fails(other, "is a plan of 9 steps and this run did 4 (a resumed", "make one with --steps 4")
         self.assert_fails(headrace("report", self.path("forward.json"), "-o", self.path("x.html"), "--plan",
                                    self.path("forward.json")), "verb forward", "headrace plan")
         self.assertFalse(os.path.exists(self.path("x.html")))
@@ -356,7 +361,7 @@ class Report(ModelCase):
                 self.write("bad.json", run)
                 self.assert_refused("bad.json", "bad.json", word, "headrace forward or denoise")
         self.assert_refused("none.json", "none.json", "No such file")
-        self.assert_refused(".", "directory")
+        self.assert_refused(".", "no regular file")
         with open(self.path("bad.json"), "w", encoding="ascii") as f:
             f.write(" " * (65 << 20))
         self.assert_refused("bad.json", "64 MiB")
@@ -376,7 +381,14 @@ class Report(ModelCase):
                 self.write("bad.json", text)
                 self.assert_refused("denoise.json", "bad.json", word, args=["--trace", self.path("bad.json")])
         self.assert_refused("denoise.json", "No such file", args=["--trace", self.path("none")])
-        self.assert_refused("denoise.json", "irectory", args=["--trace", self.folder])
+        self.assert_refused("denoise.json", "no regular file", args=["--trace", self.folder])
+
+    def test_a_fifo_is_not_waited_for(self):
+        os.mkfifo(self.path("fifo"))
+        for args in ([self.path("fifo")], [self.path("denoise.json"), "--plan", self.path("fifo")],
+                     [self.path("denoise.json"), "--trace", self.path("fifo")]):
+            result = headrace("report", *args, "-o", self.path("page.html"), timeout=20)
+            self.assert_fails(result, "fifo: is no regular file")
 
     # ---- where it goes ----
 
