@@ -96,6 +96,17 @@ int bench_leg_ours(struct bench_leg *ret_leg, struct hr_stream *stream,
 
 /* ---- fio ---------------------------------------------------------------------------------- */
 
+/* The end of a process that was spawned. @return 0 or an errno, positive as posix_spawn()'s */
+static int wait_for(pid_t pid, int *ret_status)
+{
+    if (cli_interrupted)
+        kill(pid, SIGTERM);
+    while (waitpid(pid, ret_status, 0) < 0)
+        if (errno != EINTR)
+            return errno;
+    return 0;
+}
+
 /* Run fio and take what it prints. @return 0 or a negative errno; -ENOENT: there is none */
 static int run_fio(char *const *argv, char **ret_output, int *ret_status)
 {
@@ -106,9 +117,12 @@ static int run_fio(char *const *argv, char **ret_output, int *ret_status)
     ssize_t got = 0;
     pid_t pid;
 
-    if (!output || pipe2(ends, O_CLOEXEC) < 0) {
+    if (!output)
+        return -ENOMEM;
+    if (pipe2(ends, O_CLOEXEC) < 0) {
+        r = -errno;
         free(output);
-        return output ? -errno : -ENOMEM;
+        return r;
     }
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
@@ -121,12 +135,8 @@ static int run_fio(char *const *argv, char **ret_output, int *ret_status)
             (got < 0 && errno == EINTR && !cli_interrupted)))
         len += got > 0 ? (size_t) got : 0;
     close(ends[0]);
-    if (r == 0) {
-        if (cli_interrupted)
-            kill(pid, SIGTERM);
-        while (waitpid(pid, ret_status, 0) < 0 && errno == EINTR)
-            ;
-    }
+    if (r == 0)
+        r = wait_for(pid, ret_status);
     output[len] = '\0';
     if (r == 0)
         *ret_output = output;

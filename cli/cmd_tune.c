@@ -79,7 +79,7 @@ static void choose_finalists(struct tune *t)
         t->final.samples[t->final.n_settings++].setting = t->all.samples[i].setting;
 }
 
-/* The default, unless another one wins by more than chance. */
+/* The default, unless another one wins by more than chance; the gain is of what is returned. */
 static uint32_t choose(struct tune *t)
 {
     const uint32_t chosen = bench_sweep_choose(&t->final);
@@ -88,7 +88,10 @@ static uint32_t choose(struct tune *t)
     for (uint32_t i = 0; i < t->final.n_turns; i++)
         ratios[i] = t->final.samples[chosen].ours[i] / t->final.samples[0].ours[i];
     t->gain = bench_bootstrap(ratios, t->final.n_turns);
-    return t->gain.low > 1.0 ? chosen : 0;
+    if (t->gain.low > 1.0)
+        return chosen;
+    t->gain = (struct bench_interval){1.0, 1.0, 1.0};
+    return 0;
 }
 
 static int measure(struct tune *t, struct hr_error *err)
