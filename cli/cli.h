@@ -60,6 +60,8 @@ enum {
 
 enum { CLI_PATHS_MAX = 256 };
 #define CLI_NOT_GIVEN (~0u) /* of a choice without a default */
+#define CLI_NO_SEED   UINT64_MAX
+#define CLI_SEED_MAX  (UINT64_MAX - HR_SAMPLES_MAX) /* each input has the next one */
 
 /* All values that options can set. 0 and NULL: not given. */
 struct cli_options {
@@ -83,8 +85,7 @@ struct cli_options {
     const char *plot, *plan;
     bool sweep, small_pages;
     unsigned bench_order;
-    double timestep, strength, cfg_scale, mu; /* NAN: not given; a timestep may be NAN, too */
-    bool timestep_given;
+    double timestep, strength, cfg_scale, mu; /* NAN: not given */
     bool cfg_norm;
     unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding, verify,
         lora_mode, onload_dtype; /* choices */
@@ -247,9 +248,9 @@ const char *cli_duration(char buf[32], uint64_t ns);
 /* A text from a file or the command line without what a terminal would obey, whose bytes become
  * \xNN; cut off with "..." where it does not fit. @return buf */
 const char *cli_printable(char *buf, size_t buf_bytes, const char *text);
-/* Print obj on standard output, free it and flush; NULL: a name could not be said in JSON. */
 /* A text of others', which need not be UTF-8: then, and of NULL, null. */
 json_t *cli_json_text(const char *text);
+/* Print obj on standard output, free it and flush; NULL: a name could not be said in JSON. */
 int cli_print_json(json_t *obj);
 /* Once, before any JSON: from now on cli_check_json() tells whether all that was made is whole.
  * @param must_have  of what is read, too: without memory for it the program ends, with the line */

@@ -94,7 +94,7 @@ static int run(struct loop *loop, struct hr_error *err)
             .negative_emb = loop->in[i].negative_emb,
             .negative_mask = loop->in[i].negative_mask,
             .n_negative = loop->in[i].n_negative,
-            .seed = loop->o->seed + i,
+            .seed = (loop->o->seed == CLI_NO_SEED ? 0 : loop->o->seed) + i,
             .init = loop->in[i].init,
             .mask = loop->in[i].mask,
         };
@@ -234,10 +234,6 @@ int cli_denoise(const struct cli_options *o)
 
     if (o->inputs.n == 0)
         return cli_usage("denoise needs --inputs FILE; headrace inputs makes one to try with");
-    if ((o->width == 0) != (o->height == 0))
-        return cli_usage("--width and --height go together");
-    if (!isnan(o->strength) && !(o->strength > 0.0 && o->strength <= 1.0))
-        return cli_usage("--strength: %g is not more than 0 and up to 1", o->strength);
     cli_catch_signals();
     r = run_all(&loop, &err);
     cli_progress_clear();

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_forward.c -- one forward pass, or several in a row, and what it took. */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,15 +71,18 @@ int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_option
 int cli_read_inputs(struct cli_tensors *tensors, const struct cli_options *o,
                     const struct hr_checkpoint *model, bool loop, struct hr_error *err)
 {
-    struct cli_tensors_wanted wanted = {.loop = loop};
+    struct cli_tensors_wanted wanted = {
+        .loop = loop, .w = (uint32_t) o->width / 8, .h = (uint32_t) o->height / 8};
+    bool any_noise = false;
     int r = hr_dit_joint_dim(model, &wanted.joint_dim, err);
 
-    if (loop) {
-        wanted.w = (uint32_t) o->width / 8;
-        wanted.h = (uint32_t) o->height / 8;
-    }
-    for (uint32_t i = 0; i < o->inputs.n && r == 0; i++)
+    for (uint32_t i = 0; i < o->inputs.n && r == 0; i++) {
         r = cli_tensors_read(&tensors[i], o->inputs.items[i], &wanted, err);
+        any_noise = any_noise || !tensors[i].inputs.images[0].data;
+    }
+    if (r == 0 && o->seed != CLI_NO_SEED && !any_noise)
+        r = cli_error(err, -EINVAL,
+                      "--seed: the inputs have latents, so no noise is drawn; leave it out");
     return r;
 }
 
@@ -224,13 +228,8 @@ int cli_forward(const struct cli_options *o)
 
     if (o->inputs.n == 0)
         return cli_usage("forward needs --inputs FILE; headrace inputs makes one to try with");
-    if (isnan(o->timestep) && !o->timestep_given)
+    if (isnan(o->timestep))
         return cli_usage("forward needs --timestep T, which is sigma * 1000");
-    if (!(o->timestep >= 0.0 && o->timestep <= 1000.0)) {
-        fprintf(stderr, "headrace: --timestep: %g is not a number from 0 to 1000 (sigma * 1000)\n",
-                o->timestep);
-        return CLI_FAILED;
-    }
     cli_catch_signals();
     r = run_all(&run, &err);
     cli_progress_clear();

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,11 +17,16 @@ struct source {
     struct hr_error *err;
 };
 
-static int fail(const struct source *s, int code, const char *message)
+__attribute__((format(printf, 3, 4))) static int fail(const struct source *s, int code,
+                                                      const char *format, ...)
 {
-    s->err->code = code;
-    snprintf(s->err->message, sizeof(s->err->message), "%.300s: %s", s->path, message);
-    return code;
+    char message[512], shown[512];
+    va_list ap;
+
+    va_start(ap, format);
+    vsnprintf(message, sizeof(message), format, ap);
+    va_end(ap);
+    return cli_error(s->err, code, "%s: %s", cli_printable(shown, sizeof(shown), s->path), message);
 }
 
 static const char *shape_text(char *buf, size_t buf_bytes, const struct hr_tensor *t)
@@ -37,11 +43,10 @@ static const char *shape_text(char *buf, size_t buf_bytes, const struct hr_tenso
 
 static int wrong_shape(const struct source *s, const struct hr_tensor *t, const char *expected)
 {
-    char message[512], shape[96];
+    char shape[96];
 
-    snprintf(message, sizeof(message), "tensor %s has the shape %s; expected %s", t->name,
-             shape_text(shape, sizeof(shape), t), expected);
-    return fail(s, -EBADMSG, message);
+    return fail(s, -EBADMSG, "tensor %s has the shape %s; expected %s", t->name,
+                shape_text(shape, sizeof(shape), t), expected);
 }
 
 static uint64_t n_elements(const struct hr_tensor *t)
@@ -66,14 +71,11 @@ static int read_floats(struct cli_tensors *out, const struct source *s, const st
                        float **ret_values)
 {
     const uint64_t n = n_elements(t);
-    char message[256];
     int r;
 
-    if (t->dtype != HR_DTYPE_F32 && t->dtype != HR_DTYPE_BF16 && t->dtype != HR_DTYPE_F16) {
-        snprintf(message, sizeof(message), "tensor %s is %s; expected F32, BF16 or F16", t->name,
-                 hr_dtype_name(t->dtype));
-        return fail(s, -EOPNOTSUPP, message);
-    }
+    if (t->dtype != HR_DTYPE_F32 && t->dtype != HR_DTYPE_BF16 && t->dtype != HR_DTYPE_F16)
+        return fail(s, -EOPNOTSUPP, "tensor %s is %s; expected F32, BF16 or F16", t->name,
+                    hr_dtype_name(t->dtype));
     float *values = own(out, calloc(n, sizeof(*values)));
 
     if (!values)
@@ -82,12 +84,10 @@ static int read_floats(struct cli_tensors *out, const struct source *s, const st
     if (r < 0)
         return r;
     for (uint64_t i = 0; i < n; i++)
-        if (!isfinite(values[i])) {
-            snprintf(message, sizeof(message),
-                     "tensor %s holds %s at element %" PRIu64 "; inputs must be finite", t->name,
-                     isnan(values[i]) ? "NaN" : "an infinity", i);
-            return fail(s, -EBADMSG, message);
-        }
+        if (!isfinite(values[i]))
+            return fail(s, -EBADMSG,
+                        "tensor %s holds %s at element %" PRIu64 "; inputs must be finite", t->name,
+                        isnan(values[i]) ? "NaN" : "an infinity", i);
     *ret_values = values;
     return 0;
 }
@@ -170,11 +170,9 @@ static int read_prompt(struct cli_tensors *out, const struct source *s, uint32_t
 
     if (!t && !required)
         return 0;
-    if (!t) {
-        snprintf(text, sizeof(text), "no tensor is called %s; expected [n, %" PRIu32 "]",
-                 prompt->name, joint_dim);
-        return fail(s, -ENOENT, text);
-    }
+    if (!t)
+        return fail(s, -ENOENT, "no tensor is called %s; expected [n, %" PRIu32 "]", prompt->name,
+                    joint_dim);
     snprintf(text, sizeof(text), "[n, %" PRIu32 "] or [1, n, %" PRIu32 "], n 1 to 65536", joint_dim,
              joint_dim);
     if ((t->rank != 2 && (t->rank != 3 || t->shape[0] != 1)) ||
@@ -190,23 +188,22 @@ static int read_prompt(struct cli_tensors *out, const struct source *s, uint32_t
 /* reference.0, reference.1 ... without a gap. */
 static int read_references(struct cli_tensors *out, const struct source *s)
 {
-    uint32_t n_named = 0, n_read = 0;
+    uint32_t n_named = 0;
 
     for (uint32_t i = 0; i < hr_checkpoint_n_tensors(s->file); i++)
         n_named += strncmp(hr_checkpoint_tensor(s->file, i)->name, "reference.", 10) == 0;
-    for (; n_read < n_named; n_read++) {
-        char name[32], message[128];
+    for (uint32_t i = 0; i < n_named; i++) {
+        char name[32];
         int r;
 
-        snprintf(name, sizeof(name), "reference.%" PRIu32, n_read);
+        snprintf(name, sizeof(name), "reference.%" PRIu32, i);
         const struct hr_tensor *t = hr_checkpoint_find(s->file, name);
 
-        if (!t) {
-            snprintf(message, sizeof(message),
-                     "%" PRIu32 " tensors are called reference.*, but none %s; number them from 0",
-                     n_named, name);
-            return fail(s, -ENOENT, message);
-        }
+        if (!t)
+            return fail(s, -ENOENT,
+                        "%" PRIu32 " tensors are called reference.*, but none %s; number them "
+                        "from 0",
+                        n_named, name);
         r = read_images(out, s, t, 1);
         if (r < 0)
             return r;
@@ -218,15 +215,25 @@ static int read_latents(struct cli_tensors *out, const struct source *s,
                         const struct cli_tensors_wanted *wanted)
 {
     const struct hr_tensor *latents = hr_checkpoint_find(s->file, "latents");
+    const struct hr_latent *target = &out->inputs.images[0];
     int r = 0;
 
     if (latents)
         r = read_images(out, s, latents, HR_IMAGES_MAX);
-    else if (wanted->w == 0)
-        return fail(s, -ENOENT, "no tensor is called latents; expected [16, h, w]");
-    else /* drawn from the seed */
+    else if (wanted->w != 0) /* drawn from the seed */
         out->inputs.images[out->inputs.n_images++] =
             (struct hr_latent){.h = wanted->h, .w = wanted->w};
+    else if (wanted->loop)
+        return fail(s, -ENOENT,
+                    "no tensor is called latents; put it in, [16, h, w], or give "
+                    "--width and --height for noise from --seed");
+    else
+        return fail(s, -ENOENT, "no tensor is called latents; expected [16, h, w]");
+    if (r == 0 && wanted->w != 0 && (target->w != wanted->w || target->h != wanted->h))
+        return fail(s, -EINVAL,
+                    "its latents are %" PRIu32 " x %" PRIu32 " pixels, and --width and --height "
+                    "say otherwise; leave them out",
+                    target->w * 8, target->h * 8);
     out->inputs.n_targets = out->inputs.n_images;
     return r;
 }

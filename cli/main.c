@@ -120,6 +120,14 @@ static void print_verb_help(const struct verb *verb)
     cli_print_options(verb->bit);
 }
 
+static const struct verb *find_verb(const char *name)
+{
+    for (size_t i = 0; i < n_verbs; i++)
+        if (strcmp(name, verbs[i].name) == 0)
+            return &verbs[i];
+    return NULL;
+}
+
 static int refuse_verb(const char *name)
 {
     const char *near = cli_nearest(name, verbs, n_verbs, sizeof(verbs[0]));
@@ -129,6 +137,20 @@ static int refuse_verb(const char *name)
         return cli_usage("no verb is called %s; did you mean %s; see headrace --help", name, near);
     return cli_usage("no verb is called %s; there are %s; see headrace --help", name,
                      cli_verb_names(~0u, names, sizeof(names)));
+}
+
+/* headrace help [VERB] */
+static int help(const char *name)
+{
+    const struct verb *verb = name ? find_verb(name) : NULL;
+
+    if (name && !verb)
+        return refuse_verb(name);
+    if (verb)
+        print_verb_help(verb);
+    else
+        print_help();
+    return cli_flush();
 }
 
 static void log_line(void *user, enum hr_log_level level, const char *message)
@@ -143,16 +165,14 @@ static void log_line(void *user, enum hr_log_level level, const char *message)
 int main(int argc, char **argv)
 {
     static struct cli_options options;
-    const struct verb *verb = NULL;
+    const struct verb *verb;
     int r;
 
     if (argc < 2)
         return cli_usage("a verb is missing; see headrace --help");
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-        strcmp(argv[1], "help") == 0) {
-        print_help();
-        return cli_flush();
-    }
+        strcmp(argv[1], "help") == 0)
+        return help(argv[2]);
     if (strcmp(argv[1], "--version") == 0) {
         printf("headrace %s\n", hr_version());
         return cli_flush();
@@ -161,9 +181,7 @@ int main(int argc, char **argv)
         cli_print_manual();
         return cli_flush();
     }
-    for (size_t i = 0; i < n_verbs; i++)
-        if (strcmp(argv[1], verbs[i].name) == 0)
-            verb = &verbs[i];
+    verb = find_verb(argv[1]);
     if (!verb)
         return refuse_verb(argv[1]);
     r = cli_parse(&options, verb->bit, verb->name, argc - 2, argv + 2);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* options.c -- one table of options; parsing, messages and all in tables.h come from it. */
 #include <errno.h>
+#include <float.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,8 +17,9 @@ static const struct option options[] = {
      "latents, prompt_emb, reference.0 ... (safetensors); repeated: together in one pass"},
     {"--timestep", NUMBER, MEMBER(timestep), CLI_FORWARD, 0, 0, NULL, "T",
      "sigma * 1000, from 0 to 1000"},
-    {"--steps", COUNT, MEMBER(n_steps), CLI_DENOISE | CLI_PLAN, 1, 1000, NULL, "N",
-     "default @; plan: as denoise with so many, without it one forward"},
+    {"--steps", COUNT, MEMBER(n_steps), CLI_DENOISE, 1, 1000, NULL, "N", "of the loop (default @)"},
+    {"--steps", COUNT, MEMBER(n_steps), CLI_PLAN, 1, 1000, NULL, "N",
+     "as denoise with so many; without it, one forward"},
     {"--cfg-scale", NUMBER, MEMBER(cfg_scale), CLI_DENOISE | CLI_PLAN, 0, 0, NULL, "S",
      "guidance, where the inputs have a negative_prompt_emb (default @; 1: none)"},
     {"--cfg-norm", FLAG, MEMBER(cfg_norm), CLI_DENOISE, 0, 0, NULL, NULL,
@@ -27,7 +30,7 @@ static const struct option options[] = {
      "shift of the dynamic schedule (default: as the picture's size says)"},
     {"--strength", NUMBER, MEMBER(strength), CLI_DENOISE, 0, 0, NULL, "S",
      "image to image: how much of init_latents is replaced, up to 1 (default 1)"},
-    {"--seed", COUNT, MEMBER(seed), CLI_DENOISE, 0, UINT64_MAX, NULL, "N",
+    {"--seed", COUNT, MEMBER(seed), CLI_DENOISE, 0, CLI_SEED_MAX, NULL, "N",
      "of the noise, where the inputs have no latents (default 0; the next input: N + 1)"},
     {"--resume", TEXT, MEMBER(resume), CLI_DENOISE, 0, 0, NULL, "DIR",
      "keep each finished step in DIR, and go on from the last one there"},
@@ -38,16 +41,17 @@ static const struct option options[] = {
     {"--plan", TEXT, MEMBER(plan), CLI_REPORT, 0, 0, NULL, "FILE",
      "what headrace plan --json said before: seconds predicted next to seconds taken"},
     {"--output", TEXT, MEMBER(output), CLI_REPORT, 0, 0, NULL, "FILE", "the page (HTML)"},
-    {"-o", TEXT, MEMBER(output), CLI_REPORT, 0, 0, NULL, "FILE", "the same"},
     {"--output", TEXT, MEMBER(output), CLI_COMPUTE | CLI_INPUTS, 0, 0, NULL, "FILE",
      "where the result goes (safetensors)"},
     {"--output", TEXT, MEMBER(output), CLI_CHECKSUM, 0, 0, NULL, "FILE",
      "where the manifest goes (default, and -: standard output)"},
+    {"-o", TEXT, MEMBER(output), CLI_REPORT | CLI_COMPUTE | CLI_INPUTS | CLI_CHECKSUM, 0, 0, NULL,
+     "FILE", "the same as --output"},
     {"--manifest", TEXT, MEMBER(manifest), CLI_VERIFY | CLI_COMPUTE, 0, 0, NULL, "FILE",
      "what headrace checksum made"},
     {"--verify", CHOICE, MEMBER(verify), CLI_COMPUTE, 0, 0, "first|always|off", NULL,
      "compare weights with --manifest as they stream by (default @, with a manifest)"},
-    {"--device", TEXT, MEMBER(device), CLI_RUN | CLI_BENCH, 0, 0, NULL, "auto|cpu|cuda|cuda:N",
+    {"--device", TEXT, MEMBER(device), CLI_RUN, 0, 0, NULL, "auto|cpu|cuda|cuda:N",
      "what computes (default auto: a GPU that can be used, or the CPU)"},
     {"--ram", SIZE, MEMBER(ram_bytes), CLI_RUN | CLI_MEASURE, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "bound on all memory of the process, such as 400MiB"},
@@ -57,8 +61,8 @@ static const struct option options[] = {
      "table (JSON) of weights that stay in memory or are streamed; see docs/memory.md"},
     {"--ring", SIZE, MEMBER(ring_bytes), CLI_RUN | CLI_READ, 1 << 20, UINT64_MAX, NULL, "SIZE",
      "memory for weights in flight (default @, or what --ram leaves)"},
-    {"--io", TEXT, MEMBER(io), CLI_RUN | CLI_READ, 0, 0, NULL, "auto|io_uring|libaio|pread",
-     "how the disk is read (default auto: the first that works)"},
+    {"--io", WORD, MEMBER(io), CLI_RUN | CLI_READ, 0, 0, "auto|io_uring|libaio|pread|null|fault",
+     "auto|io_uring|libaio|pread", "how the disk is read (default auto: the first that works)"},
     {"--direct", CHOICE, MEMBER(direct), CLI_RUN | CLI_READ, 0, 0, "auto|on|off", NULL,
      "O_DIRECT (default @)"},
     {"--block-size", SIZE, MEMBER(block_bytes), (CLI_RUN | CLI_READ) & ~CLI_TUNE, 64 << 10,
@@ -77,12 +81,12 @@ static const struct option options[] = {
      "measure and print the whole grid of block sizes and depths"},
     {"--plot", TEXT, MEMBER(plot), CLI_BENCH, 0, 0, NULL, "FILE",
      "throughput against bytes in flight (SVG)"},
-    {"--threads", COUNT, MEMBER(n_threads), CLI_RUN | CLI_BENCH, 1, 256, NULL, "N",
+    {"--threads", COUNT, MEMBER(n_threads), CLI_RUN, 1, 256, NULL, "N",
      "compute threads (default: the CPUs this process may use)"},
-    {"--precision", CHOICE, MEMBER(precision), CLI_RUN | CLI_BENCH, 0, 0, "bf16|f32", NULL,
+    {"--precision", CHOICE, MEMBER(precision), CLI_RUN, 0, 0, "bf16|f32", NULL,
      "inputs of matrix products (default @)"},
-    {"--activation", CHOICE, MEMBER(activation), CLI_RUN | CLI_BENCH, 0, 0, "gelu_tanh|quick_gelu",
-     NULL, "of the MLPs (default @, the model's own)"},
+    {"--activation", CHOICE, MEMBER(activation), CLI_RUN, 0, 0, "gelu_tanh|quick_gelu", NULL,
+     "of the MLPs (default @, the model's own)"},
     {"--onload-dtype", CHOICE, MEMBER(onload_dtype), CLI_RUN, 0, 0, "model|fp8", NULL,
      "fp8: lossy; weights that stay in memory are rounded to it, so that more fit in --ram"},
     {"--lora", LORA, MEMBER(loras), CLI_RUN, 0, 0, NULL, "FILE[:STRENGTH]",
@@ -95,18 +99,24 @@ static const struct option options[] = {
      "Edit-2511: references at timestep 0 (default: as the model's config says)"},
     {"--no-zero-cond-t", FLAG, MEMBER(zero_cond_t_off), CLI_RUN, 0, 0, NULL, NULL,
      "not, whatever the config says"},
-    {"--layers", COUNT, MEMBER(n_layers), CLI_RUN | CLI_MEASURE | CLI_INSPECT | CLI_SYNTH, 1, 10000,
-     NULL, "N", "only the first N blocks; synth: blocks of the model (@)"},
+    {"--layers", COUNT, MEMBER(n_layers), CLI_RUN | CLI_MEASURE | CLI_INSPECT, 1, 10000, NULL, "N",
+     "only the first N blocks"},
+    {"--layers", COUNT, MEMBER(n_layers), CLI_SYNTH, 1, 10000, NULL, "N",
+     "blocks of the model (default @)"},
     {"--repeat", COUNT, MEMBER(n_repeat), CLI_FORWARD, 1, 1000000, NULL, "N",
      "run N forwards in a row, reading across their borders (default 1)"},
     {"--per-block", FLAG, MEMBER(per_block), CLI_COMPUTE, 0, 0, NULL, NULL,
      "statistics of each block, in the last pass"},
     {"--streamed", FLAG, MEMBER(streamed), CLI_INSPECT, 0, 0, NULL, NULL,
      "list the tensors in the order in which a forward streams them"},
-    {"--width", COUNT, MEMBER(width), CLI_INPUTS | CLI_DENOISE | CLI_PLAN, 16, 8192, NULL, "PIXELS",
-     "of the picture (default @; denoise: that of the latents)"},
-    {"--height", COUNT, MEMBER(height), CLI_INPUTS | CLI_DENOISE | CLI_PLAN, 16, 8192, NULL,
-     "PIXELS", "of the picture (default @; denoise: that of the latents)"},
+    {"--width", COUNT, MEMBER(width), CLI_INPUTS | CLI_PLAN, 16, 8192, NULL, "PIXELS",
+     "of the picture (default @)"},
+    {"--height", COUNT, MEMBER(height), CLI_INPUTS | CLI_PLAN, 16, 8192, NULL, "PIXELS",
+     "of the picture (default @)"},
+    {"--width", COUNT, MEMBER(width), CLI_DENOISE, 16, 8192, NULL, "PIXELS",
+     "of the picture, where the inputs have no latents"},
+    {"--height", COUNT, MEMBER(height), CLI_DENOISE, 16, 8192, NULL, "PIXELS",
+     "of the picture, where the inputs have no latents"},
     {"--text-tokens", COUNT, MEMBER(n_text), CLI_INPUTS | CLI_PLAN, 1, 65536, NULL, "N",
      "of the prompt (default @)"},
     {"--negative-tokens", COUNT, MEMBER(n_negative), CLI_INPUTS | CLI_PLAN, 1, 65536, NULL, "N",
@@ -138,6 +148,7 @@ static const struct option options[] = {
      "neither progress nor notes, errors only"},
     {"--verbose", FLAG, MEMBER(verbose), CLI_ALL, 0, 0, NULL, NULL, "more about each step"},
     {"--help", FLAG, MEMBER(help), CLI_ALL | CLI_COMPLETION, 0, 0, NULL, NULL, "this text"},
+    {"-h", FLAG, MEMBER(help), CLI_ALL | CLI_COMPLETION, 0, 0, NULL, NULL, "the same as --help"},
 };
 
 enum { N_OPTIONS = sizeof(options) / sizeof(options[0]) };
@@ -209,19 +220,17 @@ static const struct {
     {"", 1},
 };
 
-/* A decimal number and a suffix; exact for whole numbers, rounded down for fractions. */
+/* A decimal number and a suffix; exact for whole numbers, rounded down for fractions. What 64 bits
+ * do not hold becomes UINT64_MAX. */
 static bool parse_size(const char *text, uint64_t *ret_bytes)
 {
     char *end;
 
     if (text[0] < '0' || text[0] > '9')
         return false; /* no sign, no blank, no "inf" */
-    errno = 0;
     const unsigned long long whole = strtoull(text, &end, 10);
     double fraction = 0.0;
 
-    if (errno)
-        return false;
     if (*end == '.') {
         char *after = end + 1;
         double digit = 0.1;
@@ -239,9 +248,9 @@ static bool parse_size(const char *text, uint64_t *ret_bytes)
 
         if (strcasecmp(end, size_suffixes[i].suffix) != 0)
             continue;
-        if (whole > UINT64_MAX / factor - 1)
-            return false;
-        *ret_bytes = whole * factor + (uint64_t) (fraction * (double) factor);
+        *ret_bytes = whole > UINT64_MAX / factor - 1
+                         ? UINT64_MAX
+                         : whole * factor + (uint64_t) (fraction * (double) factor);
         return true;
     }
     return false;
@@ -269,11 +278,11 @@ static bool parse_number(const char *text, double *ret_value)
 
 enum { WORD_BYTES = 64, WORDS_MAX = 16 };
 
-/* "a|b|c" is not one of these words: say so, and which one was meant. */
+/* It is not one of the words "a|b|c" that the help shows: say so, and which one was meant. */
 static int refuse_choice(const struct option *opt, const char *text)
 {
     char words[WORDS_MAX][WORD_BYTES];
-    const char *list[WORDS_MAX], *c = opt->choices;
+    const char *list[WORDS_MAX], *c = cli_option_value(opt);
     size_t n = 0;
 
     while (c && n < WORDS_MAX) {
@@ -286,7 +295,7 @@ static int refuse_choice(const struct option *opt, const char *text)
     }
     const char *near = cli_nearest(text, list, n, sizeof(list[0]));
 
-    return cli_usage("%s: \"%s\" is not one of %s%s%s", opt->name, text, opt->choices,
+    return cli_usage("%s: \"%s\" is not one of %s%s%s", opt->name, text, cli_option_value(opt),
                      near ? "; did you mean " : "", near ? near : "");
 }
 
@@ -318,21 +327,74 @@ int cli_usage(const char *format, ...)
     return CLI_USAGE;
 }
 
+/* In the largest unit that leaves no fraction. */
+static const char *size_text(char buf[32], uint64_t bytes)
+{
+    static const char *const units[] = {"", "KiB", "MiB", "GiB", "TiB"};
+    size_t i = 0;
+
+    while (i + 1 < sizeof(units) / sizeof(units[0]) && bytes && bytes % 1024 == 0) {
+        bytes /= 1024;
+        i++;
+    }
+    snprintf(buf, 32, "%" PRIu64 "%s", bytes, units[i]);
+    return buf;
+}
+
 static int set_size(const struct option *opt, const char *text, uint64_t *value)
 {
-    if (opt->kind == SIZE ? !parse_size(text, value) : !parse_count(text, value))
-        return cli_usage(opt->kind == SIZE
-                             ? "%s: \"%s\" is not a size; write a number with KiB, MiB, GiB, KB, "
-                               "MB or GB, such as 400MiB"
-                             : "%s: \"%s\" is not a whole number",
+    char least[32], most[32];
+
+    if (!parse_size(text, value))
+        return cli_usage("%s: \"%s\" is not a size; write a number with KiB, MiB, GiB, KB, MB or "
+                         "GB, such as 400MiB",
                          opt->name, text);
-    if (*value < opt->min || *value > opt->max) {
-        if (opt->max == UINT64_MAX)
-            return cli_usage("%s: %s is too small; expected at least %llu", opt->name, text,
-                             (unsigned long long) opt->min);
-        return cli_usage("%s: %s is out of range; expected %llu to %llu", opt->name, text,
-                         (unsigned long long) opt->min, (unsigned long long) opt->max);
-    }
+    if (*value >= opt->min && *value < UINT64_MAX && *value <= opt->max)
+        return CLI_OK;
+    const bool small = *value < opt->min, bare = text[strspn(text, "0123456789")] == '\0';
+
+    size_text(least, opt->min);
+    size_text(most, opt->max);
+    return cli_usage("%s: %s is too %s%s; expected %s%s%s", opt->name, text,
+                     small ? "small" : "large", bare ? ", a bare number counts bytes" : "",
+                     opt->max == UINT64_MAX ? "at least " : least,
+                     opt->max == UINT64_MAX ? least : " to ",
+                     opt->max == UINT64_MAX ? ", such as 400MiB" : most);
+}
+
+static int set_count(const struct option *opt, const char *text, uint64_t *value)
+{
+    if (!parse_count(text, value))
+        return cli_usage("%s: \"%s\" is not a whole number", opt->name, text);
+    if (*value < opt->min || *value > opt->max)
+        return cli_usage("%s: %s is out of range; expected %" PRIu64 " to %" PRIu64, opt->name,
+                         text, opt->min, opt->max);
+    return CLI_OK;
+}
+
+/* The library computes in float, so that is what has to lie in the range. */
+static int set_number(const struct option *opt, const char *text, double *value)
+{
+    static const struct {
+        size_t member;
+        float low, high;
+        const char *expected;
+    } ranges[] = {
+        {MEMBER(timestep), 0.0f, 1000.0f, "a number from 0 to 1000 (sigma * 1000)"},
+        {MEMBER(strength), FLT_TRUE_MIN, 1.0f, "more than 0, up to 1"},
+        {MEMBER(mu), -20.0f, 20.0f, "-20 to 20"},
+        {MEMBER(cfg_scale), -FLT_MAX, FLT_MAX, "a finite number"},
+    };
+    const size_t n = sizeof(ranges) / sizeof(ranges[0]);
+    size_t i = 0;
+
+    if (!parse_number(text, value))
+        return cli_usage("%s: \"%s\" is not a number", opt->name, text);
+    while (i < n - 1 && ranges[i].member != opt->member)
+        i++;
+    if (!((float) *value >= ranges[i].low && (float) *value <= ranges[i].high))
+        return cli_usage("%s: %s is out of range; expected %s", opt->name, text,
+                         ranges[i].expected);
     return CLI_OK;
 }
 
@@ -345,16 +407,11 @@ static int set_value(struct cli_options *o, const struct option *opt, const char
         *(bool *) member = true;
         break;
     case SIZE:
-    case COUNT:
         return set_size(opt, text, member);
+    case COUNT:
+        return set_count(opt, text, member);
     case NUMBER:
-        if (!parse_number(text, member))
-            return cli_usage("%s: \"%s\" is not a number", opt->name, text);
-        if (member == &o->timestep)
-            o->timestep_given = true;
-        else if (!isfinite(*(double *) member))
-            return cli_usage("%s: %s is not a finite number", opt->name, text);
-        break;
+        return set_number(opt, text, member);
     case LIST:
         if (((struct cli_list *) member)->n == HR_SAMPLES_MAX)
             return cli_usage("%s: more than %d", opt->name, HR_SAMPLES_MAX);
@@ -362,6 +419,11 @@ static int set_value(struct cli_options *o, const struct option *opt, const char
         break;
     case LORA:
         return cli_add_lora(o, text);
+    case WORD:
+        if (!parse_choice(text, opt->choices, &(unsigned){0}))
+            return refuse_choice(opt, text);
+        *(const char **) member = text;
+        break;
     case TEXT:
         *(const char **) member = text;
         break;
@@ -410,6 +472,29 @@ static int refuse_option(const char *name, unsigned verb, const char *verb_name,
                      near ? "; did you mean " : "", near ? near : "", verb_name);
 }
 
+/* The entry that argv's word names, alone or before "=", or NULL. */
+static const struct option *find_in(const char *arg, unsigned verb, char name[WORD_BYTES],
+                                    unsigned *ret_verbs)
+{
+    snprintf(name, WORD_BYTES, "%.*s", (int) strcspn(arg, "="), arg);
+    return find(name, verb, ret_verbs);
+}
+
+/* The value that follows as a word of its own. An option there is a value that was forgotten. */
+static int set_next(struct cli_options *o, unsigned verb, const struct option *opt,
+                    const char *text)
+{
+    char name[WORD_BYTES];
+    unsigned verbs;
+
+    if (!text)
+        return cli_usage("%s needs a value: %s", opt->name, cli_option_value(opt));
+    if (find_in(text, verb, name, &verbs))
+        return cli_usage("%s needs a value: %s; one that reads so is written %s=%s", opt->name,
+                         cli_option_value(opt), opt->name, text);
+    return set_value(o, opt, text);
+}
+
 /* One option at argv[*i], as "--name value" or "--name=value". */
 static int parse_option(struct cli_options *o, unsigned verb, const char *verb_name, int argc,
                         char **argv, int *i)
@@ -417,10 +502,7 @@ static int parse_option(struct cli_options *o, unsigned verb, const char *verb_n
     const char *arg = argv[*i], *equals = strchr(arg, '=');
     char name[WORD_BYTES];
     unsigned verbs;
-
-    snprintf(name, sizeof(name), "%.*s", (int) (equals ? (size_t) (equals - arg) : strlen(arg)),
-             arg);
-    const struct option *opt = find(name, verb, &verbs);
+    const struct option *opt = find_in(arg, verb, name, &verbs);
 
     if (!opt)
         return refuse_option(name, verb, verb_name, verbs);
@@ -428,9 +510,27 @@ static int parse_option(struct cli_options *o, unsigned verb, const char *verb_n
         return equals ? cli_usage("%s takes no value", opt->name) : set_value(o, opt, NULL);
     if (equals)
         return set_value(o, opt, equals + 1);
-    if (*i + 1 >= argc)
-        return cli_usage("%s needs a value: %s", opt->name, cli_option_value(opt));
-    return set_value(o, opt, argv[++*i]);
+    return set_next(o, verb, opt, ++*i < argc ? argv[*i] : NULL);
+}
+
+/* Of options that are right each for itself. */
+static int check_together(const struct cli_options *o, unsigned verb)
+{
+    if (o->zero_cond_t_on && o->zero_cond_t_off)
+        return cli_usage("--zero-cond-t and --no-zero-cond-t exclude each other");
+    if (!o->manifest && (o->verify == HR_VERIFY_FIRST || o->verify == HR_VERIFY_ALWAYS))
+        return cli_usage("--verify needs --manifest FILE; headrace checksum makes one");
+    if (o->width % 16 || o->height % 16)
+        return cli_usage("--width and --height are multiples of 16 pixels");
+    if (o->inputs.n > 0 && (o->width == 0) != (o->height == 0))
+        return cli_usage("--width and --height go together");
+    if ((float) o->cfg_scale == 0.0f) /* the library's word for its default */
+        return cli_usage("--cfg-scale: 0 is no guidance scale; write 1 for none");
+    if (o->block_bytes & (o->block_bytes - 1))
+        return cli_usage("--block-size: %" PRIu64 " is not a power of two", o->block_bytes);
+    if ((verb & CLI_COMPUTE) && o->output && o->io && strcasecmp(o->io, "null") == 0)
+        return cli_usage("--io null reads nothing: its result is none; leave --output out");
+    return CLI_OK;
 }
 
 int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int argc, char **argv)
@@ -439,6 +539,7 @@ int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int a
 
     o->verify = CLI_NOT_GIVEN;
     o->io_timeout = HR_TIMEOUT_S_DEFAULT;
+    o->seed = CLI_NO_SEED;
     o->timestep = o->strength = o->cfg_scale = o->mu = NAN;
     for (int i = 0; i < argc; i++) {
         if (!only_paths && strcmp(argv[i], "--") == 0) {
@@ -454,16 +555,7 @@ int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int a
             o->paths[o->n_paths++] = argv[i];
         }
     }
-    if (o->zero_cond_t_on && o->zero_cond_t_off)
-        return cli_usage("--zero-cond-t and --no-zero-cond-t exclude each other");
-    if (!o->manifest && (o->verify == HR_VERIFY_FIRST || o->verify == HR_VERIFY_ALWAYS))
-        return cli_usage("--verify needs --manifest FILE; headrace checksum makes one");
-    if (o->width % 16 || o->height % 16)
-        return cli_usage("--width and --height are multiples of 16 pixels");
-    if (o->block_bytes & (o->block_bytes - 1))
-        return cli_usage("--block-size: %llu is not a power of two",
-                         (unsigned long long) o->block_bytes);
-    return CLI_OK;
+    return check_together(o, verb);
 }
 
 const struct option *cli_option_table(size_t *ret_n)

@@ -15,7 +15,7 @@ struct verb {
 
 #define MEMBER(m) offsetof(struct cli_options, m)
 
-enum kind { FLAG, SIZE, COUNT, NUMBER, TEXT, LIST, LORA, CHOICE };
+enum kind { FLAG, SIZE, COUNT, NUMBER, TEXT, WORD, LIST, LORA, CHOICE };
 
 struct option {
     const char *name;
@@ -23,7 +23,8 @@ struct option {
     size_t member;
     unsigned verbs;
     uint64_t min, max;   /* SIZE, COUNT */
-    const char *choices; /* CHOICE: "a|b|c", the value is the index, the first the default */
+    const char *choices; /* CHOICE: "a|b|c", the value is the index, the first the default;
+                            WORD: those allowed, also such as the help does not show */
     const char *arg;     /* what a value is: FILE, DIR, or words: a|b; those in capitals stand for
                             others */
     const char *help;    /* @ stands for the default */

@@ -105,8 +105,7 @@ class Bench(ModelCase):
         self.assertEqual(out["sweep"], [])  # nothing to choose and nobody to compare with
 
     def test_common_options(self):
-        self.bench("--quads", 1, "--ram", "100MiB", "--device", "cpu", "--precision", "f32", "--activation",
-                   "quick_gelu", "--io", "pread", "--direct", "off", "--layers", 1, "--iodepth", 4)
+        self.bench("--quads", 1, "--ram", "100MiB", "--io", "pread", "--direct", "off", "--layers", 1, "--iodepth", 4)
         self.assert_fails(headrace("bench", self.model, "--ram", "2MiB", env=self.env()), "--ram", "49 MiB")
 
     def test_pass_order(self):

@@ -128,7 +128,7 @@ class Denoise(ModelCase):
     def test_seed_and_size(self):
         inputs = self.path("prompt-only.safetensors")
         write_tensors(inputs, {"prompt_emb": ("F32", [4, 96], floats([0.5] * 384))})
-        self.assert_fails(self.denoise(inputs=inputs), "latents")
+        self.assert_fails(self.denoise(inputs=inputs), "no tensor is called latents; put it in", "--width and --height")
         size = ["--width", 80, "--height", 48]
         outputs = []
         for seed in (1, 1, 2):
@@ -136,11 +136,11 @@ class Denoise(ModelCase):
             outputs.append(self.bytes_of())
         self.assertEqual(outputs[0], outputs[1])
         self.assertNotEqual(outputs[0], outputs[2])
-        # latents in the inputs win over the seed
-        self.assertEqual(self.denoise("--seed", 1).code, 0)
-        one = self.bytes_of()
-        self.assertEqual(self.denoise("--seed", 2).code, 0)
-        self.assertEqual(self.bytes_of(), one)
+        # where latents are in all inputs, nothing is drawn
+        self.assert_fails(self.denoise("--seed", 1), "--seed", "leave it out")
+        self.assertEqual(self.denoise("--seed", 1, *size, "--inputs", inputs).code, 0)
+        self.assertEqual(self.denoise(*size).code, 0)
+        self.assert_fails(self.denoise("--width", 64, "--height", 48), "latents are 80 x 48 pixels", "leave them out")
 
     def test_several_inputs(self):
         second = self.path("second.safetensors")
@@ -163,7 +163,10 @@ class Denoise(ModelCase):
 
     def test_usage(self):
         for args, word in ((["--strength", "2"], "--strength"), (["--width", "80"], "go together"),
-                           (["--cfg-scale", "nan"], "finite"), (["--steps", "0"], "1 to 1000"),
+                           (["--cfg-scale", "nan"], "finite"), (["--cfg-scale", "0"], "write 1 for none"),
+                           (["--cfg-scale", "1e-60"], "write 1 for none"), (["--strength", "0"], "more than 0"),
+                           (["--strength", "1e-50"], "more than 0"), (["--mu", "200"], "expected -20 to 20"),
+                           (["--seed", 2 ** 64 - 1], "--seed"), (["--steps", "0"], "1 to 1000"),
                            (["--schedule", "karras"], "dynamic|lightning")):
             result = headrace("denoise", self.model, "--inputs", self.guided, *args)
             self.assertEqual(result.code, 2, result.err)
@@ -211,12 +214,12 @@ class Denoise(ModelCase):
         self.assertEqual(json.loads(result.out)["bytes_read"], 0)
         self.assertEqual(self.bytes_of(), want)
         self.assert_fails(self.denoise("--resume", folder, "--cfg-scale", 2), "guidance", "finished")
-
-
-if __name__ == "__main__":
         for args in (["--output", os.path.join(folder, "state.json")], ["--output", os.path.join(folder, "step-3.x")],
                      ["--trace", os.path.join(folder, "trace.json")]):
             result = headrace("denoise", self.model, "--inputs", self.guided, "--steps", 3, "--resume", folder, *args)
             self.assert_fails(result, args[0], "lies in the folder of --resume; name another file")
         self.assertEqual(self.denoise("--resume", folder).code, 0)
+
+
+if __name__ == "__main__":
     main()

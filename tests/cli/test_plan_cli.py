@@ -4,7 +4,7 @@ import json
 import os
 import re
 
-from cli_testing import ModelCase, headrace, main
+from cli_testing import ModelCase, floats, headrace, main, write_tensors
 
 MIB = 1 << 20
 
@@ -77,8 +77,16 @@ class Plan(ModelCase):
         self.assertRegex(late.out, r"device +at most 1[012]\d MB of its own memory \(.*weights that stay \d+ MB\)")
         self.assertRegex(self.forward().out, r"predicted \d+ MB of weights, at most \d+ MB of memory; used \d+ MB")
 
+    def test_inputs_without_latents(self):
+        prompt = self.path("prompt.safetensors")
+        write_tensors(prompt, {"prompt_emb": ("F32", [4, 96], floats([0.5] * 384))})
+        self.assertEqual(headrace("plan", self.model, "--inputs", prompt, "--steps", 2, "--width", 64).code, 2)
+        by_size = self.plan("--inputs", prompt, "--steps", 2, "--width", 80, "--height", 48)
+        self.assertEqual(by_size["activation_bytes"],
+                         self.plan("--steps", 2, "--width", 80, "--height", 48, "--text-tokens", 4)["activation_bytes"])
+
     def test_refuses_what_the_run_refuses(self):
-        for args in (["--ram", "40MiB"], ["--layers", 9], ["--io", "none_such"]):
+        for args in (["--ram", "40MiB"], ["--layers", 9], ["--device", "none_such"]):
             run, plan = self.forward(*args), headrace("plan", self.model, "--inputs", self.inputs, *args)
             self.assert_fails(run)
             self.assert_fails(plan)
@@ -89,6 +97,8 @@ class Plan(ModelCase):
     def test_usage(self):
         for args, word in ((["--inputs", self.inputs, "--text-tokens", 3], "--text-tokens"),
                            (["--negative-tokens", 3], "--steps"), (["--output", "x"], "--output"),
+                           (["--inputs", self.inputs, "--width", 80], "go together"),
+                           (["--steps", 2, "--cfg-scale", 0], "write 1 for none"),
                            (["--width", 81], "16")):
             result = headrace("plan", self.model, *args)
             self.assertEqual(result.code, 2, result.err)

@@ -31,6 +31,14 @@ class Usage(ModelCase):
         self.assert_usage([*forward, "--precison=f32"], "did you mean --precision")
         self.assert_usage([*forward, "--shard", "2"], "no option is called --shard; see")  # synth has one like it
         self.assert_usage([*forward, "--precision"], "--precision", "needs a value")
+        self.assert_usage(["forward", self.model, "--inputs", "--timestep", "750"],
+                          "--inputs needs a value: FILE; one that reads so is written --inputs=--timestep")
+        self.assert_usage([*forward, "--trace", "--timestep=3"], "is written --trace=--timestep=3")
+        self.assert_usage([*forward, "--io", "uring"], "--io", '"uring"', "auto|io_uring|libaio|pread\n")
+        self.assert_usage([*forward, "--io", "io_urin"], "did you mean io_uring")
+        self.assert_usage([*forward, "--io", "null", "--output", "x"], "its result is none; leave --output out")
+        for option in ("--device", "--threads", "--precision", "--activation"):
+            self.assert_usage(["bench", self.model, option, "1"], f"{option} is not an option of bench")
         self.assert_usage([*forward, "--layers", "0"], "--layers", "1 to 10000")
         self.assert_usage([*forward, "--layers", "x"], "--layers", "whole number")
         self.assert_usage([*forward, "--layers", "-1"], "--layers", "whole number")
@@ -41,6 +49,8 @@ class Usage(ModelCase):
         self.assert_usage(["forward", self.model, "--timestep", "1"], "--inputs")
         self.assert_usage(["forward", self.model, "--inputs", self.inputs], "--timestep")
         self.assert_usage([*forward[:-1], "abc"], "--timestep", "abc")
+        for bad in ("nan", "-1", "1000.5", "inf", "2000"):
+            self.assert_usage([*forward[:-1], bad], f"--timestep: {bad} is", "expected a number from 0 to 1000")
         self.assert_usage(["inputs", self.model], "--output")
         self.assert_usage(["inputs", self.model, "--output", "x", "--width", "100"], "multiples of 16")
         self.assert_usage(["synth", "a", "b"], "one model")
@@ -50,7 +60,13 @@ class Usage(ModelCase):
         for bad in ("400", "-1GiB", "1XB", "1.GB", "GiB", "", "99999999999GiB", "0x10MB", " 1GiB", "1 GiB", "nan"):
             self.assert_usage([*forward, "--ram", bad], "--ram")
         self.assert_usage([*forward, "--block-size", "3MiB"], "power of two")
-        self.assert_usage([*forward, "--block-size", "1KiB"], "--block-size", "65536 to 33554432")
+        self.assert_usage([*forward, "--block-size", "1KiB"],
+                          "--block-size: 1KiB is too small; expected 64KiB to 32MiB")
+        self.assert_usage([*forward, "--block-size", "64MiB"], "64MiB is too large; expected 64KiB to 32MiB")
+        self.assert_usage([*forward, "--ram", "400"], "--ram: 400 is too small, a bare number counts bytes; "
+                          "expected at least 1MiB, such as 400MiB")
+        for large in ("99999999TiB", "99999999999999999999999"):
+            self.assert_usage([*forward, "--ram", large], f"--ram: {large} is too large")
         for good in ("400MiB", "419430400", "0.5GB", "1.5gib", "800000KB", "419430400B"):
             self.assertEqual(headrace(*forward, "--ram", good).code, 0, good)
 
@@ -61,13 +77,35 @@ class Usage(ModelCase):
             self.assertEqual(result.code, 0)
             self.assertIn("headrace", result.out)
             self.assertEqual(result.err, "")
+        for verb in ("forward", "synth", "completion"):
+            want = headrace(verb, "--help").out
+            self.assertIn(f"usage: headrace {verb}", want)
+            for args in ([verb, "-h"], ["help", verb]):
+                result = headrace(*args)
+                self.assertEqual((result.code, result.out, result.err), (0, want, ""))
+        self.assert_usage(["help", "forwrad"], "did you mean forward")
+
+    def test_help_is_of_the_verb(self):
+        for verb in ("forward", "denoise", "plan", "bench", "inputs"):
+            text = headrace(verb, "--help").out
+            for other in {"synth:", "plan:", "denoise:"}:
+                self.assertNotIn(other, text, verb)
+        self.assertNotIn("256", headrace("denoise", "--help").out)
+
+    def test_short_output(self):
+        for args in (["inputs", self.model], ["checksum", self.model], ["forward", self.model, "--inputs", self.inputs,
+                     "--timestep", 1], ["denoise", self.model, "--inputs", self.inputs, "--steps", 1]):
+            out = self.path("short-" + args[0])
+            result = headrace(*args, "-o", out, "--quiet")
+            self.assertEqual((result.code, os.path.exists(out)), (0, True), result.err)
 
     def test_defaults(self):
         """As the sources have them, which the help does not repeat."""
         text = "".join(headrace(verb, "--help").out for verb in ("denoise", "synth", "bench", "inputs"))
         for words in ("default 192MiB", "as tune found, else 4MiB)", "as tune found, else 16)", "(default 120;",
-                      "default 30;", "(default 4;", "(default bf16)", "blocks of the model (60)", "(default 24)",
-                      "(default 3584)", "(default 12,", "(default 256;", "(default 5)", "(default auto)"):
+                      "(default 30)", "(default 4;", "(default bf16)", "blocks of the model (default 60)",
+                      "(default 24)", "(default 3584)", "(default 12,", "(default 256)", "(default 5)",
+                      "(default auto)"):
             self.assertIn(words, text)
         self.assertNotIn("@", text)
 
