@@ -70,6 +70,7 @@ build() {
     stamp="${CC-cc} $* $(meson --version) $(pkg-config --modversion liburing libaio 2>/dev/null | tr '\n' ' ')"
     log=$(mktemp)
     if [ -f "$folder/build.ninja" ] && [ "$(cat "$folder/stamp" 2>/dev/null)" != "$stamp" ]; then
+        [ -f "$folder/stamp" ] || die "$folder was not made by this script; remove it or move it away"
         rm -rf "$folder"
     fi
     if { [ -f "$folder/build.ninja" ] || meson setup "$folder" "$source" "$@"; } >"$log" 2>&1 &&
