@@ -4,6 +4,9 @@
 `Model` runs the Qwen-Image DiT, `open()` reads any safetensors model; `headrace.diffusers` and
 `headrace.diffsynth` put it into the pipelines of those libraries.
 """
+import importlib as _importlib
+from typing import Any as _Any
+
 from ._library import lib as _lib
 from ._library import log_level, text as _text
 from ._synth import synth
@@ -13,3 +16,10 @@ from .reader import Band, Reader, StreamStats, TensorInfo, open
 __version__ = _text(_lib.hr_version())
 __all__ = ["Band", "BlockStats", "Inputs", "Model", "Picture", "Reader", "Stats", "StreamStats", "TensorInfo",
            "log_level", "open", "synth"]
+
+
+def __getattr__(name: str) -> _Any:
+    """headrace.diffusers and headrace.diffsynth, imported when first asked for: they need those libraries."""
+    if name in ("diffusers", "diffsynth"):
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import re
 import threading
@@ -48,10 +49,18 @@ def interruptible(call: Callable[[], int], interrupt: Callable[[], None]) -> int
         return call()
     done = threading.Event()
     result: list[Any] = []
+    unclaimed = [True]  # taken once: by the thread that makes the call, or by us, and then there is none
+
+    def claim() -> bool:
+        try:
+            return unclaimed.pop()
+        except IndexError:
+            return False
 
     def work() -> None:
         try:
-            result.append(call())
+            if claim():
+                result.append(call())
         except BaseException as e:  # of Python code around the library's function
             result.append(e)
         finally:
@@ -59,14 +68,19 @@ def interruptible(call: Callable[[], int], interrupt: Callable[[], None]) -> int
 
     thread = threading.Thread(target=work, name="headrace", daemon=True)
     raised: Optional[BaseException] = None
-    thread.start()
-    while not done.is_set():
+    started = False
+    while not done.is_set():  # left before only where there is no call: what it works on is the caller's to free
         try:
-            done.wait()
+            if not started:
+                started = True
+                thread.start()
+            if raised:
+                if claim():
+                    break
+                interrupt()  # again and again: the first may have come before the library began
+            done.wait(0.1 if raised else None)
         except BaseException as e:
             raised = raised or e
-            interrupt()
-    thread.join()
     if raised:
         raise raised
     if isinstance(result[0], BaseException):
@@ -80,7 +94,7 @@ def parse_size(size: Size, what: str) -> int:
     if size is None:
         return 0
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", size)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", size.upper())
         if not match or (match[3] and not match[2]):
             raise ValueError(f"{what}: {size!r} is no size; expected bytes, or a number with KiB MiB GiB KB MB GB")
         unit = 1024 ** "_KMGT".index(match[2]) if match[3] else units[match[2]]
@@ -90,15 +104,32 @@ def parse_size(size: Size, what: str) -> int:
     return size
 
 
+def parse_count(value: Optional[int], what: str, most: int = 2**32 - 1, least: int = 1) -> int:
+    """A whole number in a range; None: 0, the library's choice."""
+    if value is None:
+        return 0
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{what}: {value!r} is no whole number") from None
+    if not least <= number <= most:
+        raise ValueError(f"{what}: {value} is out of range; expected {least} to {most}")
+    return number
+
+
+def choose(table: dict, key: Any, what: str) -> Any:
+    if key not in table:
+        raise ValueError(f"{what} {key!r}; expected {' or '.join(map(str, table))}")
+    return table[key]
+
+
 def log_level(level: str) -> None:
     """Which messages go to standard error: "error", "warn" (the default), "info" or "debug".
 
     Not to be called while a model or a stream works.
     """
     levels = {"error": lib.HR_LOG_ERROR, "warn": lib.HR_LOG_WARN, "info": lib.HR_LOG_INFO, "debug": lib.HR_LOG_DEBUG}
-    if level not in levels:
-        raise ValueError(f"log level {level!r}; expected one of {', '.join(levels)}")
-    lib.hr_log_set(ffi.NULL, ffi.NULL, levels[level])
+    lib.hr_log_set(ffi.NULL, ffi.NULL, choose(levels, level, "log level"))
 
 
 class Checkpoint:

@@ -7,7 +7,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from ._arrays import as_f32, as_mask, f32_pointer
-from ._library import ffi
+from ._library import ffi, parse_count
 from .model import Picture, as_image, as_prompt, fill_images, fill_prompt
 
 
@@ -36,7 +36,7 @@ class PackedPictures:
             self._fill_size(struct.inputs, picture, images)
         self.keep += fill_prompt(struct.inputs, picture.prompt_emb, picture.prompt_mask, joint_dim)
         self._fill_negative(struct, picture, joint_dim)
-        struct.seed = picture.seed
+        struct.seed = parse_count(picture.seed, "seed", 2**64 - 1, least=0)
         shape = self.outputs[-1].shape
         if picture.init is not None:
             init = as_f32(picture.init, "init", shape, shape[-3:], (1, *shape[-3:]))

@@ -2,6 +2,7 @@
 """LoRA in the pipelines of diffusers: adapters by name, with weights, as its own models have them."""
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from typing import Any, Optional, Sequence, Union
@@ -42,7 +43,7 @@ class Adapters:
         """
         if network_alphas:
             raise ValueError("network_alphas are not supported; keep alpha beside the tensors")
-        name = adapter_name or f"default_{len(self._adapters)}"
+        name = adapter_name or next(n for i in itertools.count() if (n := f"default_{i}") not in self._adapters)
         if name in self._adapters:
             raise ValueError(f"there is an adapter {name!r} already; give another adapter_name")
         if isinstance(lora, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Optional, Union
 
-from ._library import check, ffi, interruptible, lib, new_error
+from ._library import check, choose, ffi, interruptible, lib, new_error, parse_count
 
 DTYPES = {"bf16": lib.HR_DTYPE_BF16, "f16": lib.HR_DTYPE_F16, "f32": lib.HR_DTYPE_F32,
           "f8_e4m3": lib.HR_DTYPE_F8_E4M3, "f8_e5m2": lib.HR_DTYPE_F8_E5M2}
@@ -27,12 +27,12 @@ def synth(path: Union[str, os.PathLike], *, layers: int = 60, heads: int = 24, j
     Raises:
         OSError: no space, the folder exists, or another error of the disk; nothing is left behind.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     name, cancel, error = ffi.new("char[]", os.fsencode(path)), ffi.new("int *"), new_error()
     params = ffi.new("struct hr_synth_params *", {
-        "path": name, "n_layers": layers, "n_heads": heads, "joint_dim": joint_dim, "n_shards": shards or 0,
-        "dtype": DTYPES[dtype], "zero_cond_t": zero_cond_t, "layered": layered, "force": force, "cancel": cancel})
+        "path": name, "n_layers": parse_count(layers, "layers"), "n_heads": parse_count(heads, "heads"),
+        "joint_dim": parse_count(joint_dim, "joint_dim"), "n_shards": parse_count(shards, "shards"),
+        "dtype": choose(DTYPES, dtype, "dtype"), "zero_cond_t": zero_cond_t, "layered": layered, "force": force,
+        "cancel": cancel})
 
     def stop() -> None:
         cancel[0] = 1

@@ -95,7 +95,7 @@ class Streamer:
     """A streamed DiT's model in the library, opened when first used."""
 
     def __init__(self, dit: QwenImageDiT):
-        self.dit, self.lora_key = dit, ()
+        self.dit, self.lora = dit, []  # (layer, A, B): kept, so that a new tensor is no old one
         self.lora_files: list[str] = []  # read whenever the model is opened
         self.model = Model(**self._options())
 
@@ -138,8 +138,8 @@ class Streamer:
     def _set_lora(self) -> None:
         """What `load_lora` has put beside the linears, where it has changed."""
         layers = [m for m in self.dit.modules() if isinstance(m, StreamedLinear) and m.lora_A_weights]
-        key = tuple((m.name, id(a), id(b)) for m in layers for a, b in zip(m.lora_A_weights, m.lora_B_weights))
-        if key == self.lora_key:
+        lora = [(m, a, b) for m in layers for a, b in zip(m.lora_A_weights, m.lora_B_weights)]
+        if len(lora) == len(self.lora) and all(x is y for p, q in zip(lora, self.lora) for x, y in zip(p, q)):
             return
         if any(m.lora_merger is not None for m in layers):
             raise ValueError("a LoRA merger is not supported by headrace")
@@ -152,7 +152,7 @@ class Streamer:
                     tensors[m.name + ".lora_B.weight"] = m.lora_B_weights[i]
             self.lora_files.append(save_temporary(tensors))
         self.model.set_lora(self.lora_files)
-        self.lora_key = key
+        self.lora = lora
 
     def _remove_files(self) -> None:
         for path in self.lora_files:

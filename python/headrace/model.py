@@ -12,7 +12,8 @@ from typing import Any, Callable, Optional, Sequence, Union
 import numpy as np
 
 from ._arrays import as_f32, as_mask, f32_pointer, like
-from ._library import (Checkpoint, Size, check, ffi, interruptible, lib, new_error, parse_size)
+from ._library import (Checkpoint, Size, check, choose, ffi, interruptible, lib, new_error, parse_count,
+                       parse_size)
 from .reader import StreamStats, from_struct
 
 #: forwards that one opening of the model is good for where their number is not known
@@ -223,9 +224,9 @@ class Model:
 
     Args:
         path: the `transformer` folder, the pipeline's folder above it, a .safetensors file, or shards.
-        device: "cpu" or "auto".
+        device: "cpu", "cuda", "cuda:N" or "auto", which is a GPU that can be used, or the CPU.
         ram: upper bound on the memory of the whole process, interpreter and other models included:
-            bytes, or a string such as "1GiB". What it leaves beside activations and ring keeps weights
+            bytes, or a string such as "1GiB", the default. What it leaves beside activations and ring keeps weights
             in memory from the second pass on. None: what the inputs need, and a ring of 192 MiB.
         vram: the same on a GPU; None: the library's choice.
         precision: "bf16" (bf16 inputs of products and attention, all else float32) or "f32".
@@ -259,6 +260,7 @@ class Model:
         precisions = {"bf16": lib.HR_PRECISION_BF16, "f32": lib.HR_PRECISION_F32}
         activations = {"gelu_tanh": lib.HR_ACTIVATION_GELU_TANH, "quick_gelu": lib.HR_ACTIVATION_QUICK_GELU}
         self._lock = threading.RLock()
+        self._handles = threading.RLock()  # held for moments, to read a handle and use it, or to take it out
         self._dit = ffi.new("struct hr_dit **")
         self._denoise = ffi.new("struct hr_denoise **")
         self._key: Any = None
@@ -270,16 +272,17 @@ class Model:
         p.device = self._string(device)
         p.ram_bytes = parse_size(ram, "ram")
         p.resident_max_bytes = parse_size(resident, "resident")
-        p.precision = _choose(precisions, precision, "precision")
-        p.activation = _choose(activations, activation, "activation")
+        p.precision = choose(precisions, precision, "precision")
+        p.activation = choose(activations, activation, "activation")
         p.timestep_rounding = timestep_rounding
-        p.n_layers, p.n_threads = layers or 0, threads or 0
+        p.n_layers, p.n_threads = parse_count(layers, "layers"), parse_count(threads, "threads")
         p.stream.ring_bytes = parse_size(ring, "ring")
         p.stream.block_bytes = parse_size(block_size, "block_size")
-        p.stream.depth, p.stream.io = iodepth or 0, self._string(io)
-        p.stream.direct = {None: lib.HR_DIRECT_AUTO, True: lib.HR_DIRECT_ON, False: lib.HR_DIRECT_OFF}[direct]
+        p.stream.depth, p.stream.io = parse_count(iodepth, "iodepth"), self._string(io)
+        directs = {None: lib.HR_DIRECT_AUTO, True: lib.HR_DIRECT_ON, False: lib.HR_DIRECT_OFF}
+        p.stream.direct = choose(directs, direct, "direct")
         p.spill_dir = self._string(spill_dir)
-        p.lora_mode = _choose({"runtime": lib.HR_LORA_RUNTIME, "merged": lib.HR_LORA_MERGED}, lora_mode, "lora_mode")
+        p.lora_mode = choose({"runtime": lib.HR_LORA_RUNTIME, "merged": lib.HR_LORA_MERGED}, lora_mode, "lora_mode")
         p.vram_bytes = parse_size(vram, "vram")
         self.set_lora(lora)
         self.zero_cond_t = zero_cond_t
@@ -368,20 +371,25 @@ class Model:
             params = ffi.new("struct hr_denoise_params *")
             params.dit = self._params[0]
             schedules = {"dynamic": lib.HR_SCHEDULE_DYNAMIC, "lightning": lib.HR_SCHEDULE_LIGHTNING}
-            params.n_steps, params.schedule = steps, _choose(schedules, schedule, "schedule")
+            params.n_steps, params.schedule = parse_count(steps, "steps"), choose(schedules, schedule, "schedule")
             params.strength, params.mu_given, params.mu = strength, mu is not None, mu or 0.0
             params.cfg_scale, params.cfg_norm = cfg_scale, cfg_norm
-            folder = self._string(resume)
+            if params.cfg_scale == 0:  # the library's word for its default, as of the strength
+                raise ValueError("cfg_scale: 0 is no guidance scale; write 1 for none")
+            if params.strength == 0:
+                raise ValueError(f"strength {strength}; expected more than 0, up to 1")
+            folder = ffi.NULL if resume is None else ffi.new("char[]", os.fsencode(resume))
             params.resume_dir = folder
             self._run_loop(packed, params, progress)
             return [like(o, p.latents) for o, p in zip(packed.outputs, pictures)]
 
     def interrupt(self) -> None:
         """End the work of another thread, which gets an OSError (ECANCELED)."""
-        if self._dit[0] != ffi.NULL:
-            lib.hr_dit_interrupt(self._dit[0])
-        if self._denoise[0] != ffi.NULL:
-            lib.hr_denoise_interrupt(self._denoise[0])
+        with self._handles:
+            if self._dit[0] != ffi.NULL:
+                lib.hr_dit_interrupt(self._dit[0])
+            if self._denoise[0] != ffi.NULL:
+                lib.hr_denoise_interrupt(self._denoise[0])
 
     @property
     def stats(self) -> Optional[Stats]:
@@ -400,7 +408,8 @@ class Model:
 
     @zero_cond_t.setter
     def zero_cond_t(self, value: Optional[bool]) -> None:
-        switch = {None: lib.HR_SWITCH_AUTO, True: lib.HR_SWITCH_ON, False: lib.HR_SWITCH_OFF}[value]
+        switches = {None: lib.HR_SWITCH_AUTO, True: lib.HR_SWITCH_ON, False: lib.HR_SWITCH_OFF}
+        switch = choose(switches, value, "zero_cond_t")
         with self._lock:
             if switch != self._params.zero_cond_t:
                 self._close_work()
@@ -502,11 +511,18 @@ class Model:
             lib.hr_denoise_get_stats(loop, stats)
             self._stats = make_stats(stats)
         finally:
-            lib.hr_denoise_close(self._denoise)
+            lib.hr_denoise_close(self._take_out(self._denoise))
             bar.close()
 
+    def _take_out(self, handle: Any) -> Any:
+        """What is to be closed, where `interrupt()` no longer finds it."""
+        with self._handles:
+            taken = ffi.new(ffi.typeof(handle), handle[0])
+            handle[0] = ffi.NULL
+        return taken
+
     def _close_work(self) -> None:
-        lib.hr_dit_close(self._dit)
+        lib.hr_dit_close(self._take_out(self._dit))
         self._key, self._ahead = None, []
 
 
@@ -526,9 +542,3 @@ class _Callbacks:
 
 
 lib_callbacks = _Callbacks()
-
-
-def _choose(table: dict, key: Any, what: str) -> Any:
-    if key not in table:
-        raise ValueError(f"{what} {key!r}; expected {' or '.join(table)}")
-    return table[key]

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 import os
+import threading
+import weakref
 from typing import Any, Iterable, Iterator, Optional, Sequence, Union
 
 import numpy as np
 
-from ._library import Checkpoint, Size, check, ffi, lib, new_error, parse_size, text
+from ._library import Checkpoint, Size, check, choose, ffi, lib, new_error, parse_count, parse_size, text
 
 #: dtype of the format -> name in numpy, name in torch
 DTYPES = {
@@ -73,8 +75,8 @@ class Band:
     """Rows row_begin .. row_begin + n_rows - 1 of a tensor, where they lie in the ring.
 
     `data` is [n_rows, ...] (the outermost dimension; where one row is larger than 2 MiB, outer
-    dimensions are flattened into one) and valid until the next band is asked for. It may lie at an
-    odd address, as the file has it.
+    dimensions are flattened into one) and valid until the next band is asked for or the reader is
+    closed. It may lie at an odd address, as the file has it.
     """
 
     name: str
@@ -95,12 +97,12 @@ class Reader:
     """
 
     def __init__(self, path: Union[str, os.PathLike, Sequence[Union[str, os.PathLike]]], framework: str = "numpy"):
-        names = {"numpy": "numpy", "np": "numpy", "torch": "torch", "pt": "torch"}
-        if framework not in names:
-            raise ValueError(f"framework {framework!r}; expected numpy or torch")
-        self.framework = names[framework]
+        names = {"numpy": "numpy", "torch": "torch", "np": "numpy", "pt": "torch"}
+        self.framework = choose(names, framework, "framework")
         self._checkpoint = Checkpoint(path)
         self._stats: Optional[StreamStats] = None
+        self._lock = threading.RLock()  # held while streams are opened, and while all is closed
+        self._streams: weakref.WeakSet[_Stream] = weakref.WeakSet()
 
     def keys(self) -> list[str]:
         """Names of all tensors, in order."""
@@ -172,7 +174,11 @@ class Reader:
         return self._stats
 
     def close(self) -> None:
-        self._checkpoint.close()
+        """Also ends the streams that have begun: what asks them for more gets a ValueError."""
+        with self._lock:
+            for stream in list(self._streams):
+                self._stats = stream.close() or self._stats
+            self._checkpoint.close()
 
     def __enter__(self) -> "Reader":
         return self
@@ -192,22 +198,16 @@ class Reader:
             return
         for name in names:  # before the first read: no such tensor, or a type that is not to be had
             self._dtype(self._checkpoint.find(name))
-        strings = [ffi.new("char[]", name.encode()) for name in names]
-        handle, error, unit = ffi.new("struct hr_stream **"), new_error(), ffi.new("struct hr_unit *")
-        params = ffi.new("struct hr_stream_params *", {"ring_bytes": parse_size(prefetch, "prefetch")})
-        check(lib.hr_stream_open(handle, self._checkpoint.pointer, params, error), error)
+        ring_bytes, n_passes = parse_size(prefetch, "prefetch"), parse_count(passes, "passes", least=0)
+        with self._lock:
+            stream = _Stream(self._checkpoint, names, ring_bytes, n_passes)
+            self._streams.add(stream)
         try:
-            array = ffi.new("char *[]", strings)
-            check(lib.hr_stream_plan(handle[0], ffi.cast("const char *const *", array), len(names), 0, passes, error),
-                  error)
-            while check(lib.hr_stream_next(handle[0], unit, error), error):
-                yield unit.tensor, unit
-                lib.hr_stream_release(handle[0], unit)
+            while stream.next():
+                yield stream.unit.tensor, stream.unit
+                stream.release()
         finally:
-            stats = ffi.new("struct hr_stream_stats *")
-            lib.hr_stream_get_stats(handle[0], stats)
-            self._stats = from_struct(StreamStats, stats)
-            lib.hr_stream_close(handle)
+            self._stats = stream.close() or self._stats
 
     def _dtype(self, tensor: Any) -> Any:
         name = text(lib.hr_dtype_name(tensor.dtype))
@@ -245,6 +245,49 @@ class Reader:
         view = np.frombuffer(buffer, dtype).reshape(unit.n_rows, *shape[outer:])
         view.flags.writeable = False
         return view
+
+
+class _Stream:
+    """A stream of the library, open until its end or until the reader is closed, in whatever thread."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Sequence[str], ring_bytes: int, passes: int):
+        self._lock, self._handle = threading.RLock(), ffi.new("struct hr_stream **")
+        self.unit = ffi.new("struct hr_unit *")
+        strings, error = [ffi.new("char[]", name.encode()) for name in names], new_error()
+        params = ffi.new("struct hr_stream_params *", {"ring_bytes": ring_bytes})
+        check(lib.hr_stream_open(self._handle, checkpoint.pointer, params, error), error)
+        array = ffi.new("char *[]", strings)
+        try:
+            check(lib.hr_stream_plan(self._handle[0], ffi.cast("const char *const *", array), len(names), 0, passes,
+                                     error), error)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> Any:
+        if self._handle[0] == ffi.NULL:
+            raise ValueError("the model is closed")
+        return self._handle[0]
+
+    def next(self) -> bool:
+        """Whether there is one more unit, which is then in `unit`."""
+        error = new_error()
+        with self._lock:
+            return check(lib.hr_stream_next(self._open(), self.unit, error), error) > 0
+
+    def release(self) -> None:
+        with self._lock:
+            lib.hr_stream_release(self._open(), self.unit)
+
+    def close(self) -> Optional[StreamStats]:
+        """Its statistics; None where it was closed before."""
+        with self._lock:
+            if self._handle[0] == ffi.NULL:
+                return None
+            stats = ffi.new("struct hr_stream_stats *")
+            lib.hr_stream_get_stats(self._handle[0], stats)
+            lib.hr_stream_close(self._handle)
+            return from_struct(StreamStats, stats)
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import unittest
+from unittest import mock
 
 from package_testing import PackageCase, headrace
 
@@ -36,6 +37,61 @@ class Interpreter(PackageCase):
             process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=60)
             self.assertEqual((out, process.returncode), ("interrupted True\n", 0))
+
+    def test_nothing_leaves_before_the_call_has_ended(self):
+        """Ctrl-C while the thread is started, and again within interrupt()."""
+        start, ended, asked = threading.Thread.start, threading.Event(), []
+        go_on = threading.Event()
+
+        def start_and_raise(thread):
+            start(thread)
+            raise KeyboardInterrupt
+
+        def interrupt():
+            asked.append(True)
+            if len(asked) < 3:
+                raise KeyboardInterrupt
+            go_on.set()
+
+        def call():
+            go_on.wait(60)
+            time.sleep(0.1)
+            ended.set()
+            return -1
+
+        with mock.patch.object(threading.Thread, "start", start_and_raise), self.assertRaises(KeyboardInterrupt):
+            headrace._library.interruptible(call, interrupt)
+        self.assertTrue(ended.is_set())
+        self.assertGreaterEqual(len(asked), 3)
+
+        def no_thread(thread):
+            raise RuntimeError("can't start new thread")
+
+        with mock.patch.object(threading.Thread, "start", no_thread), self.assert_raises(RuntimeError, "new thread"):
+            headrace._library.interruptible(call, interrupt)
+
+    def test_what_is_closed_is_not_interrupted(self):
+        """A handle is out of interrupt()'s sight before it is closed."""
+        seen = []
+
+        class Library:
+            def __getattr__(self, name):
+                function = getattr(headrace._library.lib, name)
+                if name not in ("hr_dit_close", "hr_denoise_close"):
+                    return function
+
+                def close(handle):
+                    seen.append((model._dit[0], model._denoise[0]))
+                    function(handle)
+                return close
+
+        with headrace.Model(self.model) as model, mock.patch.object(headrace.model, "lib", Library()):
+            model.forward(self.latents(), self.prompt(), 1)
+            model.rest()
+            model.denoise(self.prompt(), latents=self.latents(), steps=1)
+        null = headrace._library.ffi.NULL
+        self.assertGreater(len(seen), 2)
+        self.assertEqual(set(seen), {(null, null)})
 
     def test_the_lock_is_released(self):
         """Another thread runs Python while blocks are computed, and ends the work."""

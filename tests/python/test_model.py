@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """headrace.Model: forwards, loops, errors, statistics."""
+import importlib.util
 import os
 import unittest
 
 from package_testing import JOINT_DIM, PackageCase, headrace, np
+from headrace._lora import Adapters as AdaptersMixin
 
 
 class Forward(PackageCase):
@@ -121,6 +123,19 @@ class Forward(PackageCase):
             headrace.Model(self.model, activation="relu")
         with self.assert_raises(ValueError, "precision", "bf16 or f32"):
             headrace.Model(self.model, precision="fp8")
+        with self.assert_raises(ValueError, "direct 'auto'", "None or True or False"):
+            headrace.Model(self.model, direct="auto")
+        for name in ("layers", "threads", "iodepth"):
+            for bad in (-1, 0, 2**40, 1.5, "2"):
+                with self.assert_raises(ValueError, name):
+                    headrace.Model(self.model, **{name: bad})
+        for name in ("layers", "heads", "joint_dim", "shards"):
+            with self.assert_raises(ValueError, name, "out of range"):
+                headrace.synth(os.path.join(self.folder, "bad"), **{name: -1})
+        with self.assert_raises(ValueError, "dtype 'q4'", "bf16 or f16"):
+            headrace.synth(os.path.join(self.folder, "bad"), dtype="q4")
+        for ram in ("400mb", "0.4gb", "400mib", "400000kb"):
+            headrace.Model(self.model, ram=ram).close()
         for ram in ("1XB", "-1", 0, True, "GiB"):
             with self.assert_raises(ValueError, "ram", "no size"):
                 headrace.Model(self.model, ram=ram)
@@ -196,14 +211,54 @@ class Denoise(PackageCase):
                 model.denoise(self.prompt(), width=80)
             with self.assert_raises(ValueError, "schedule", "dynamic or lightning"):
                 model.denoise(self.prompt(), latents=self.latents(), schedule="karras")
-            with self.assertRaises(ValueError):
-                model.denoise(self.prompt(), latents=self.latents(), steps=0)
+            for steps in (0, -1, 2000, 2.5):
+                with self.assert_raises(ValueError, "steps"):
+                    model.denoise(self.prompt(), latents=self.latents(), steps=steps)
+            for scale in (0, 0.0, 1e-60):
+                with self.assert_raises(ValueError, "cfg_scale: 0", "write 1 for none"):
+                    model.denoise(self.prompt(), latents=self.latents(), steps=1, cfg_scale=scale)
+            for strength in (0.0, 1e-50, 1.5, -1):
+                with self.assert_raises(ValueError, "strength"):
+                    model.denoise(self.prompt(), latents=self.latents(), init=self.latents(), strength=strength)
+            with self.assert_raises(ValueError, "seed"):
+                model.denoise(self.prompt(), width=80, height=48, seed=-1)
             with self.assertRaises(LookupError):
                 model.denoise(self.prompt(), latents=self.latents(), steps=2, progress=self.stop)
 
     @staticmethod
     def stop(done, n):
         raise LookupError(f"{done} of {n}")
+
+
+class Adapters(PackageCase):
+    def test_names(self):
+        """Names made up for adapters are free ones, also after some were deleted."""
+        class Transformer(AdaptersMixin):
+            def __init__(self, model):
+                self.model = model
+                self._init_adapters()
+
+        with headrace.Model(self.model) as model:
+            transformer = Transformer(model)
+            for i in range(3):
+                transformer.load_lora_adapter(f"{i}.safetensors")
+            transformer.delete_adapters("default_0")
+            transformer.load_lora_adapter("3.safetensors")
+            transformer.load_lora_adapter("4.safetensors")
+            self.assertEqual(transformer.peft_config, {"default_1": "1.safetensors", "default_2": "2.safetensors",
+                                                       "default_0": "3.safetensors", "default_3": "4.safetensors"})
+
+
+class Modules(unittest.TestCase):
+    def test_those_of_other_libraries(self):
+        """After `import headrace` alone, and without their library the error is the import's."""
+        for name in ("diffusers", "diffsynth"):
+            if importlib.util.find_spec(name):
+                self.assertEqual(getattr(headrace, name).__name__, f"headrace.{name}")
+            else:
+                with self.assertRaises(ImportError):
+                    getattr(headrace, name)
+        self.assertFalse(hasattr(headrace, "none_such"))
 
 
 unittest.main()

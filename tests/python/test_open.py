@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import threading
+import time
 import unittest
 
 from package_testing import PackageCase, headrace, np
@@ -83,6 +85,33 @@ class Open(PackageCase):
                 stream.close()
             self.assertEqual(f.config()["num_layers"], 4)
 
+    def test_closed_while_streams_are_open(self):
+        f = headrace.open(self.model)
+        streams = [f.stream(prefetch="64MiB"), f.bands(prefetch="64MiB", passes=0)]
+        for stream in streams:
+            next(stream)
+        not_begun = f.stream()
+        f.close()
+        self.assertGreater(f.stats.bytes_read, 0)
+        for stream in (*streams, not_begun):
+            with self.assert_raises(ValueError, "the model is closed"):
+                next(stream)
+        f.close()
+
+    def test_closed_by_another_thread(self):
+        f = headrace.open(self.model)
+
+        def close():
+            time.sleep(0.05)
+            f.close()
+
+        thread = threading.Thread(target=close)
+        thread.start()
+        with self.assert_raises(ValueError, "closed"):
+            for _ in f.bands(passes=0):
+                pass
+        thread.join()
+
     def test_errors(self):
         with headrace.open(self.file) as f:
             with self.assert_raises(FileNotFoundError, "any.safetensors", "other"):
@@ -91,6 +120,8 @@ class Open(PackageCase):
                 next(f.stream(["half", "other"]))
             with self.assert_raises(ValueError, "ring"):
                 next(f.stream(prefetch="2MiB"))
+            with self.assert_raises(ValueError, "passes"):
+                next(f.stream(passes=-1))
             with self.assert_raises(ValueError, "flags"):
                 f.get_f32("flags")
         with self.assert_raises(ValueError, "closed"):
