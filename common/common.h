@@ -75,6 +75,14 @@ static inline uint64_t hr_max_u64(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+/* a * b + c, or UINT64_MAX where that is less */
+static inline uint64_t hr_mul_add_u64(uint64_t a, uint64_t b, uint64_t c)
+{
+    uint64_t v;
+
+    return __builtin_mul_overflow(a, b, &v) || __builtin_add_overflow(v, c, &v) ? UINT64_MAX : v;
+}
+
 /* Whole bytes of one element; not for the dtypes of 4 and 6 bits. */
 static inline size_t hr_dtype_bytes(enum hr_dtype dtype)
 {

@@ -51,20 +51,21 @@ static uint64_t eta_in_first(const struct hr_meter *meter, const struct hr_meter
         return scaled(elapsed_ns, hr_meter_run_bytes(meter) - bytes, bytes);
     const uint64_t blocks_bytes = hr_min_u64(bytes - meter->up_front_bytes, meter->first_bytes);
 
-    return scaled(elapsed_ns - meter->up_front_ns, meter->first_bytes - blocks_bytes,
-                  blocks_bytes) +
-           (meter->n_forwards - 1) * later_from_first(meter, now, blocks_bytes);
+    return hr_mul_add_u64(
+        meter->n_forwards - 1, later_from_first(meter, now, blocks_bytes),
+        scaled(elapsed_ns - meter->up_front_ns, meter->first_bytes - blocks_bytes, blocks_bytes));
 }
 
 uint64_t hr_meter_eta_ns(const struct hr_meter *meter, const struct hr_meter_now *now)
 {
-    if (meter->run_begin_ns == 0 || meter->n_done >= meter->n_forwards)
+    if (meter->run_begin_ns == 0 || meter->n_done >= meter->n_forwards ||
+        meter->n_forwards == UINT32_MAX)
         return 0;
     if (meter->n_done == 0)
         return eta_in_first(meter, now);
     const uint64_t each_ns =
         meter->n_done > 1 ? meter->later_ns / (meter->n_done - 1) : meter->expected_ns;
-    const uint64_t left_ns = (meter->n_forwards - meter->n_done) * each_ns;
+    const uint64_t left_ns = hr_mul_add_u64(meter->n_forwards - meter->n_done, each_ns, 0);
 
     return left_ns - scaled(each_ns, now->block_idx, meter->n_blocks);
 }

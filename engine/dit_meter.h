@@ -10,7 +10,8 @@
 #include "common/common.h"
 
 struct hr_meter {
-    uint32_t n_forwards, n_blocks;
+    uint32_t n_forwards; /* UINT32_MAX: without end         */
+    uint32_t n_blocks;
     uint64_t up_front_bytes; /* once, before the first pass        */
     uint64_t first_bytes;    /* of the first pass, without those   */
     uint64_t later_bytes;    /* of each later pass                 */
@@ -18,7 +19,7 @@ struct hr_meter {
     uint64_t run_begin_ns;    /* 0: no forward has begun                          */
     uint64_t begin_ns;        /* of the present forward                           */
     uint64_t bytes_before;    /* counters when it began                           */
-    uint64_t compute_before;  /* of it in the device's operations                 */
+    uint64_t compute_before;  /* likewise, in the device's operations             */
     uint64_t up_front_ns;     /* of the first forward, up front                   */
     uint64_t up_front_cpu_ns; /* of it in the device's operations                 */
     uint64_t later_ns;        /* of later forwards that are done, all of them     */
@@ -35,8 +36,8 @@ struct hr_meter_now {
 
 static inline uint64_t hr_meter_run_bytes(const struct hr_meter *meter)
 {
-    return meter->up_front_bytes + meter->first_bytes +
-           (meter->n_forwards - 1) * meter->later_bytes;
+    return hr_mul_add_u64(meter->n_forwards - 1, meter->later_bytes,
+                          meter->up_front_bytes + meter->first_bytes);
 }
 
 void hr_meter_begin(struct hr_meter *meter, const struct hr_meter_now *now);
@@ -44,7 +45,8 @@ void hr_meter_begin(struct hr_meter *meter, const struct hr_meter_now *now);
 void hr_meter_up_front_done(struct hr_meter *meter, const struct hr_meter_now *now);
 /* A forward is done. */
 void hr_meter_end(struct hr_meter *meter, const struct hr_meter_now *now);
-/* Nanoseconds that the rest of the run will take; 0: none, or nothing is known yet. */
+/* Nanoseconds that the rest of the run will take; 0: none, nothing is known yet, or it has no end.
+ */
 uint64_t hr_meter_eta_ns(const struct hr_meter *meter, const struct hr_meter_now *now);
 
 #endif /* HR_DIT_METER_H */

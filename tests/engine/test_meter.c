@@ -106,12 +106,32 @@ static void test_nothing_left_to_read(void **state)
     assert_int_equal(hr_meter_eta_ns(&meter, &now), 40);
 }
 
+/* Runs that are longer than a number of 64 bits, and those without end. */
+static void test_endless(void **state)
+{
+    struct hr_meter meter = plan;
+    struct hr_meter_now now = at(0, 0, 0, 0);
+
+    (void) state;
+    meter.n_forwards = UINT32_MAX - 1;
+    hr_meter_begin(&meter, &now);
+    assert_true(hr_meter_run_bytes(&meter) == UINT64_MAX);
+    now = at(23, 23, 2, 20);
+    assert_true(hr_meter_eta_ns(&meter, &now) == UINT64_MAX);
+    now = at(41, 41, 4, 0);
+    hr_meter_end(&meter, &now);
+    assert_true(hr_meter_eta_ns(&meter, &now) > UINT64_MAX - 100 * SECOND);
+    meter.n_forwards = UINT32_MAX;
+    assert_int_equal(hr_meter_eta_ns(&meter, &now), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_disk_bound),
         cmocka_unit_test(test_compute_bound),
         cmocka_unit_test(test_end),
+        cmocka_unit_test(test_endless),
         cmocka_unit_test(test_nothing_left_to_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
