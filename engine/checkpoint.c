@@ -35,31 +35,14 @@ static int no_memory(const struct hr_checkpoint *checkpoint, struct hr_error *er
 static int read_header(struct hr_header *ret_header, const struct hr_model_file *file,
                        struct hr_error *err)
 {
-    uint8_t first[8] = {0};
-    char reason[128];
-    uint64_t json_bytes;
-    char *json;
-    int r;
+    struct hr_header_text text;
+    int r = hr_header_read(&text, file->fd, file->size_bytes, file->shown, err);
 
-    r = hr_file_read(file->fd, first, hr_min_u64(sizeof(first), file->size_bytes), 0);
-    if (r < 0)
-        goto fail_read;
-    r = hr_header_length(first, file->size_bytes, file->shown, &json_bytes, err);
     if (r < 0)
         return r;
-    json = malloc(json_bytes ? json_bytes : 1);
-    if (!json)
-        return hr_error_set(err, -ENOMEM, "%s: no memory for a header of %llu bytes", file->shown,
-                            (unsigned long long) json_bytes);
-    r = hr_file_read(file->fd, json, json_bytes, sizeof(first));
-    if (r == 0)
-        r = hr_header_parse(ret_header, json, json_bytes, file->size_bytes, file->shown, err);
-    free(json);
-    if (r == 0)
-        return 0;
-fail_read: /* of no effect after the parser's own message */
-    return hr_error_set(err, r, "%s: cannot read its header: %s", file->shown,
-                        hr_strerror(r, reason, sizeof(reason)));
+    r = hr_header_parse(ret_header, text.json, text.json_bytes, file->size_bytes, file->shown, err);
+    free(text.bytes);
+    return r;
 }
 
 static int compare_tensors(const void *a, const void *b)
@@ -133,7 +116,8 @@ static int check_unique(const struct hr_checkpoint *checkpoint, struct hr_error 
         hr_printable(a->name, name, sizeof(name));
         if (a->shard_idx == b->shard_idx)
             return hr_error_set(err, -EBADMSG,
-                                "%s: two tensors are called \"%s\" once their prefix is gone",
+                                "%s: two tensors are called \"%s\" once their prefix is gone; the "
+                                "file holds two models, keep one of them",
                                 checkpoint->files.shards[a->shard_idx].shown, name);
         return hr_error_set(err, -EBADMSG, "%s: tensor \"%s\" is also in %s; keep one of the two",
                             checkpoint->files.shards[a->shard_idx].shown, name,
@@ -350,6 +334,23 @@ int hr_checkpoint_fd(const struct hr_checkpoint *checkpoint, uint32_t shard_idx)
 {
     hr_assert(shard_idx < checkpoint->files.n_shards);
     return checkpoint->files.shards[shard_idx].fd;
+}
+
+const char *hr_checkpoint_shard_shown(const struct hr_checkpoint *checkpoint, uint32_t shard_idx)
+{
+    hr_assert(shard_idx < checkpoint->files.n_shards);
+    return checkpoint->files.shards[shard_idx].shown;
+}
+
+const char *hr_shape_print(const struct hr_tensor *tensor, char *buf, size_t buf_bytes)
+{
+    size_t len = 0;
+
+    buf[0] = '\0';
+    for (uint32_t i = 0; i < tensor->rank && len < buf_bytes; i++)
+        len += (size_t) snprintf(buf + len, buf_bytes - len, i ? ", %llu" : "%llu",
+                                 (unsigned long long) tensor->shape[i]);
+    return buf;
 }
 
 const char *hr_checkpoint_path(const struct hr_checkpoint *checkpoint)

@@ -3,6 +3,7 @@
  *
  *   checkpoint.c   headers of all shards -> one sorted table of tensors
  *   model_files.c  a path as a user gives it -> open shards, index and config
+ *   model_folder.c one folder of a model: which of its files make the model
  *   files.c        the system calls: whole reads and writes, regular files only
  */
 #ifndef HR_CHECKPOINT_H
@@ -13,6 +14,12 @@
 
 /* The shard's descriptor, open for reading without O_DIRECT; stays the checkpoint's. */
 int hr_checkpoint_fd(const struct hr_checkpoint *checkpoint, uint32_t shard_idx);
+
+/* The shard's path, safe to print. */
+const char *hr_checkpoint_shard_shown(const struct hr_checkpoint *checkpoint, uint32_t shard_idx);
+
+/* The dimensions of a tensor, such as "64, 3072"; "" for a scalar. @return buf */
+const char *hr_shape_print(const struct hr_tensor *tensor, char *buf, size_t buf_bytes);
 
 /* config.json as Qwen-Image's; all zero when the model came without one.
  * @return 0, or the error of hr_config_parse(): a checkpoint of another model can be listed and

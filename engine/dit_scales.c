@@ -25,7 +25,7 @@ static int refuse_scaled_vectors(const struct hr_dit *dit, const struct hr_weigh
         return hr_error_set(err, -EOPNOTSUPP,
                             "%s: tensor %s has a scale, which is supported for the weights of "
                             "linear layers only",
-                            hr_checkpoint_shard(dit->checkpoint, tensor->shard_idx)->path,
+                            hr_checkpoint_shard_shown(dit->checkpoint, tensor->shard_idx),
                             hr_printable(tensor->name, name, sizeof(name)));
     }
     return 0;

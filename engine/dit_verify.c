@@ -52,14 +52,13 @@ static int check_listed(const struct hr_dit_verify *verify, const struct hr_tens
 static int fail(const struct hr_dit_verify *verify, const struct hr_tensor *tensor,
                 struct hr_error *err)
 {
-    char path[SHOWN_BYTES], name[SHOWN_BYTES];
+    char name[SHOWN_BYTES];
 
     return hr_error_set(
         err, -EBADMSG,
         "%s: tensor \"%s\", bytes %llu to %llu: not the bytes that the manifest was made of; the "
         "file is damaged or was changed: headrace verify lists all differences",
-        hr_printable(hr_checkpoint_shard(verify->checkpoint, tensor->shard_idx)->path, path,
-                     sizeof(path)),
+        hr_checkpoint_shard_shown(verify->checkpoint, tensor->shard_idx),
         hr_printable(tensor->name, name, sizeof(name)), (unsigned long long) tensor->offset_bytes,
         (unsigned long long) (tensor->offset_bytes + tensor->size_bytes - 1));
 }

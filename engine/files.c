@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "engine/files.h"
+#include "formats/formats.h"
 
 enum { SHOWN_BYTES = 384 };
 
@@ -266,6 +268,30 @@ int hr_file_read_text(const char *path, const char *what, uint64_t bytes_max, ch
     return 0;
 }
 
+int hr_header_read(struct hr_header_text *ret_text, int fd, uint64_t file_bytes, const char *shown,
+                   struct hr_error *err)
+{
+    uint8_t first[8] = {0};
+    uint64_t json_bytes = 0;
+    char reason[128], *bytes = NULL;
+    int r = hr_file_read(fd, first, hr_min_u64(sizeof(first), file_bytes), 0);
+
+    if (r == 0) {
+        r = hr_header_length(first, file_bytes, shown, &json_bytes, err);
+        if (r < 0)
+            return r;
+        bytes = malloc(sizeof(first) + json_bytes);
+        r = bytes ? hr_file_read(fd, bytes, sizeof(first) + json_bytes, 0) : -ENOMEM;
+    }
+    if (r < 0) {
+        free(bytes);
+        return hr_error_set(err, r, "%s: cannot read its header: %s", shown,
+                            hr_strerror(r, reason, sizeof(reason)));
+    }
+    *ret_text = (struct hr_header_text){bytes, bytes + sizeof(first), json_bytes};
+    return 0;
+}
+
 /* ---- replacing a file --------------------------------------------------------------- */
 
 static int fail(const char *path, struct hr_error *err, int code, const char *doing)
@@ -276,13 +302,17 @@ static int fail(const char *path, struct hr_error *err, int code, const char *do
                         doing, hr_strerror(code, reason, sizeof(reason)));
 }
 
-/* The temporary name, in the same folder: a rename must not cross filesystems. */
+/* The temporary name, in the same folder: a rename must not cross filesystems. Random, since what a
+ * killed process has left is in nobody's way: in containers process numbers repeat. */
 static char *temp_name(const char *path)
 {
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    uint32_t number = 0;
     char *temp;
 
-    if (asprintf(&temp, "%.*s.%s.tmp-%ld", (int) (base - path), path, base, (long) getpid()) < 0)
+    if (getrandom(&number, sizeof(number), GRND_NONBLOCK) < 0)
+        number = (uint32_t) getpid();
+    if (asprintf(&temp, "%.*s.%s.tmp-%08x", (int) (base - path), path, base, number) < 0)
         return NULL;
     return temp;
 }

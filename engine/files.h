@@ -27,6 +27,17 @@ int hr_file_read_text(const char *path, const char *what, uint64_t bytes_max, ch
 /* Write n bytes at offset. @return 0 or the error of pwrite() */
 int hr_file_write(int fd, const void *src, size_t n, uint64_t offset_bytes);
 
+/* The header of a safetensors file, as it lies there. */
+struct hr_header_text {
+    char *bytes; /* 8 of length, then the JSON; free() it */
+    const char *json;
+    uint64_t json_bytes;
+};
+
+/* @return 0, or as hr_header_length(), -ENOMEM, the error of pread(), with a message */
+int hr_header_read(struct hr_header_text *ret_text, int fd, uint64_t file_bytes, const char *shown,
+                   struct hr_error *err);
+
 /* What tells that a file has changed: where it is, its size and its time. */
 struct hr_file_mark {
     uint64_t device, inode, size_bytes;

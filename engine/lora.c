@@ -63,11 +63,13 @@ static int make_aliases(struct hr_lora *lora, struct hr_error *err)
 {
     lora->aliases = calloc(2 * (size_t) lora->n_modules, sizeof(*lora->aliases));
     for (uint32_t i = 0; lora->aliases && i < lora->n_modules; i++) {
-        char *dotted = strdup(lora->modules[i].path), *flat = NULL;
-        const int n = asprintf(&flat, "lora_unet_%s", lora->modules[i].path);
+        char *dotted = strdup(lora->modules[i].path), *flat;
 
-        if (!dotted || n < 0) {
+        if (asprintf(&flat, "lora_unet_%s", lora->modules[i].path) < 0)
+            flat = NULL;
+        if (!dotted || !flat) {
             free(dotted);
+            free(flat);
             return hr_error_set(err, -ENOMEM, "no memory for the names of %u modules",
                                 lora->n_modules);
         }

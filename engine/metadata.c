@@ -33,45 +33,19 @@ static int parse(json_t **ret_root, const char *text, size_t bytes, const char *
     return 0;
 }
 
-/* The JSON of a shard's header, which has been checked when the checkpoint was opened. */
-static int read_header(char **ret_json, uint64_t *ret_bytes, const struct hr_checkpoint *checkpoint,
-                       uint32_t shard_idx, struct hr_error *err)
-{
-    const struct hr_shard *shard = hr_checkpoint_shard(checkpoint, shard_idx);
-    const int fd = hr_checkpoint_fd(checkpoint, shard_idx);
-    uint64_t bytes = 0;
-    uint8_t first[8];
-    char reason[128], *json = NULL;
-    int r = hr_file_read(fd, first, sizeof(first), 0);
-
-    if (r == 0)
-        r = hr_header_length(first, shard->size_bytes, shard->path, &bytes, err);
-    if (r == 0) {
-        json = malloc(bytes > 0 ? bytes : 1);
-        r = json ? hr_file_read(fd, json, bytes, sizeof(first)) : -ENOMEM;
-    }
-    if (r < 0) {
-        free(json);
-        return hr_error_set(err, r, "%s: cannot read its header: %s", shard->path,
-                            hr_strerror(r, reason, sizeof(reason)));
-    }
-    *ret_json = json;
-    *ret_bytes = bytes;
-    return 0;
-}
-
 int hr_metadata_read(json_t **ret_root, const struct hr_checkpoint *checkpoint, uint32_t shard_idx,
                      const char *key, struct hr_error *err)
 {
-    const char *path = hr_checkpoint_shard(checkpoint, shard_idx)->path;
-    char *header = NULL, *text = NULL;
-    uint64_t bytes = 0;
-    int r = read_header(&header, &bytes, checkpoint, shard_idx, err);
+    const char *path = hr_checkpoint_shard_shown(checkpoint, shard_idx);
+    struct hr_header_text header;
+    char *text = NULL;
+    int r = hr_header_read(&header, hr_checkpoint_fd(checkpoint, shard_idx),
+                           hr_checkpoint_shard(checkpoint, shard_idx)->size_bytes, path, err);
 
     if (r < 0)
         return r;
-    r = hr_header_metadata(&text, header, (size_t) bytes, key, path, err);
-    free(header);
+    r = hr_header_metadata(&text, header.json, header.json_bytes, key, path, err);
+    free(header.bytes);
     if (r <= 0)
         return r;
     r = parse(ret_root, text, strlen(text), path, key, err);
@@ -82,7 +56,7 @@ int hr_metadata_read(json_t **ret_root, const struct hr_checkpoint *checkpoint, 
 int hr_metadata_read_tensor(json_t **ret_root, const struct hr_checkpoint *checkpoint,
                             const struct hr_tensor *tensor, struct hr_error *err)
 {
-    const char *path = hr_checkpoint_shard(checkpoint, tensor->shard_idx)->path;
+    const char *path = hr_checkpoint_shard_shown(checkpoint, tensor->shard_idx);
     char name[160], *text;
     int r;
 

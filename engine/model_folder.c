@@ -77,11 +77,11 @@ int hr_folder_open(struct hr_folder *ret_folder, const char *path, const char *c
     if (folder.fd >= 0) {
         folder.path = strdup(path);
         folder.root = realpath(path, NULL);
+    }
+    if (folder.path && folder.root) {
         folder.cache = find_cache(cache_dir);
-        if (folder.path && folder.root) {
-            *ret_folder = folder;
-            return 0;
-        }
+        *ret_folder = folder;
+        return 0;
     }
     r = folder.fd >= 0 && !folder.path ? -ENOMEM : -errno;
     hr_folder_close(&folder);

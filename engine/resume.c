@@ -74,7 +74,7 @@ void hr_resume_fact_model(struct hr_resume *resume, const struct hr_checkpoint *
 }
 
 /* One file, a piece at a time. */
-static int hash_file(XXH3_state_t *state, int fd, const struct hr_shard *shard,
+static int hash_file(XXH3_state_t *state, int fd, uint64_t size_bytes, const char *shown,
                      struct hr_error *err)
 {
     const size_t piece_max = 1 << 20;
@@ -82,8 +82,8 @@ static int hash_file(XXH3_state_t *state, int fd, const struct hr_shard *shard,
     char reason[128];
     int r = piece ? 0 : -ENOMEM;
 
-    for (uint64_t at = 0; at < shard->size_bytes && r == 0; at += piece_max) {
-        const size_t n = (size_t) hr_min_u64(piece_max, shard->size_bytes - at);
+    for (uint64_t at = 0; at < size_bytes && r == 0; at += piece_max) {
+        const size_t n = (size_t) hr_min_u64(piece_max, size_bytes - at);
 
         r = hr_file_read(fd, piece, n, at);
         if (r == 0)
@@ -91,8 +91,8 @@ static int hash_file(XXH3_state_t *state, int fd, const struct hr_shard *shard,
     }
     free(piece);
     return r == 0 ? 0
-                  : hr_error_set(err, r, "%s: %s", shard->path,
-                                 hr_strerror(r, reason, sizeof(reason)));
+                  : hr_error_set(err, r, "%s: cannot read it to compare with the saved run: %s",
+                                 shown, hr_strerror(r, reason, sizeof(reason)));
 }
 
 int hr_resume_fact_content(struct hr_resume *resume, const char *name,
@@ -104,7 +104,8 @@ int hr_resume_fact_content(struct hr_resume *resume, const char *name,
     hr_assert(state);
     XXH3_128bits_reset(state);
     for (uint32_t i = 0; i < hr_checkpoint_n_shards(file) && r == 0; i++)
-        r = hash_file(state, hr_checkpoint_fd(file, i), hr_checkpoint_shard(file, i), err);
+        r = hash_file(state, hr_checkpoint_fd(file, i), hr_checkpoint_shard(file, i)->size_bytes,
+                      hr_checkpoint_shard_shown(file, i), err);
     if (r == 0)
         add_hash(resume, name, XXH3_128bits_digest(state));
     XXH3_freeState(state);
@@ -274,36 +275,38 @@ int hr_resume_load(struct hr_resume *resume, float *const *latents, const uint64
 
 /* ---- writing -------------------------------------------------------------------------------- */
 
+/* @return free() it; NULL without memory */
+static char *state_text(const struct hr_resume *resume, uint32_t step)
+{
+    json_t *facts = json_object(), *state = NULL;
+    bool complete = facts != NULL;
+    char *text = NULL;
+
+    for (uint32_t i = 0; i < resume->n_facts && complete; i++)
+        complete = json_object_set_new(facts, resume->facts[i].name,
+                                       json_string(resume->facts[i].value)) == 0;
+    if (complete)
+        state = json_pack("{s:i, s:i, s:O}", "version", STATE_VERSION, "step", (int) step, "facts",
+                          facts);
+    if (state)
+        text = json_dumps(state, JSON_INDENT(2));
+    json_decref(state);
+    json_decref(facts);
+    return text;
+}
+
 static int write_state(const struct hr_resume *resume, uint32_t step, struct hr_error *err)
 {
-    json_t *facts = json_object();
-    json_t *state =
-        json_pack("{s:i, s:i, s:o}", "version", STATE_VERSION, "step", (int) step, "facts", facts);
-    char *path = hr_file_join(resume->folder, state_name);
-    char *temporary = hr_file_join(resume->folder, ".state.json.tmp");
-    char *text = NULL;
-    int fd = -1, r = -ENOMEM;
+    char *text = state_text(resume, step), *path = hr_file_join(resume->folder, state_name);
+    struct hr_replacement file;
+    int r = path && text ? hr_replace_begin(&file, path, err)
+                         : fail(resume, err, -ENOMEM, "writing state.json");
 
-    for (uint32_t i = 0; i < resume->n_facts; i++)
-        json_object_set_new(facts, resume->facts[i].name, json_string(resume->facts[i].value));
-    text = state ? json_dumps(state, JSON_INDENT(2)) : NULL;
-    if (path && temporary && text) {
-        fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        r = fd < 0 ? -errno : hr_file_write(fd, text, strlen(text), 0);
-        if (r == 0 && fsync(fd) < 0)
-            r = -errno;
-        if (r == 0 && rename(temporary, path) < 0)
-            r = -errno;
-        if (r == 0)
-            r = hr_file_sync_parent(path);
-    }
-    if (fd >= 0)
-        close(fd);
-    free(text);
-    free(temporary);
+    if (r == 0)
+        r = hr_replace_end(&file, hr_file_write(file.fd, text, strlen(text), 0), err);
     free(path);
-    json_decref(state);
-    return r < 0 ? fail(resume, err, r, "writing state.json") : 0;
+    free(text);
+    return r;
 }
 
 int hr_resume_save(struct hr_resume *resume, uint32_t step, float *const *latents,

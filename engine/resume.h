@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* resume.h -- the state of a denoising loop in a folder, so that a killed run goes on.
  *
- *   state.json            which step is done, which file holds its latents, what the run was made
- * of step-N.safetensors    latents.0, latents.1, ... after step N
+ *   state.json          which step is done, what the run was made of
+ *   step-N.safetensors  latents.0, latents.1, ... after step N
  *
  * A step is written to its own file first, then state.json is replaced by a rename, then the older
  * file is removed: at every moment state.json names a whole file. */

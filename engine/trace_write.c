@@ -137,13 +137,14 @@ int hr_trace_write(const struct hr_trace *trace, const char *path, struct hr_err
 {
     const uint64_t dropped = hr_trace_dropped(trace);
     struct hr_replacement file;
+    char shown[256];
     int r = hr_replace_begin(&file, path, err);
 
     if (r < 0)
         return r;
     r = hr_replace_end(&file, put_all(file.fd, trace), err);
     if (r == 0 && dropped > 0)
-        hr_log(HR_LOG_WARN, "%s: the trace was full; the last %llu events are not in it", path,
-               (unsigned long long) dropped);
+        hr_log(HR_LOG_WARN, "%s: the trace was full; the last %llu events are not in it",
+               hr_printable(path, shown, sizeof(shown)), (unsigned long long) dropped);
     return r;
 }

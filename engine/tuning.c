@@ -57,7 +57,7 @@ static int identify(const struct hr_checkpoint *checkpoint, struct hr_tuning *tu
 
     if (r < 0)
         return hr_error_set(err, r, "%s: cannot tell its disk: %s",
-                            hr_checkpoint_shard(checkpoint, shard)->path,
+                            hr_checkpoint_shard_shown(checkpoint, shard),
                             hr_strerror(r, reason, sizeof(reason)));
     hr_printable(id.device, tuning->device, sizeof(tuning->device));
     hr_printable(id.filesystem, tuning->filesystem, sizeof(tuning->filesystem));

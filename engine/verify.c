@@ -11,7 +11,7 @@
 #include "engine/checkpoint.h"
 #include "engine/files.h"
 
-enum { READ_BYTES = 64 << 10, TYPE_BYTES = 64 * 22 + 16, NAME_BYTES = 160 };
+enum { SHAPE_BYTES = 64 * 22, TYPE_BYTES = SHAPE_BYTES + 16, NAME_BYTES = 160 };
 
 /* ---- one tensor after another ------------------------------------------------------- */
 
@@ -48,7 +48,7 @@ bool hr_tensor_hash_add(struct hr_tensor_hash *hash, const struct hr_unit *unit,
     return true;
 }
 
-const char *hr_base_name(const char *path)
+static const char *base_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
 
@@ -57,12 +57,10 @@ const char *hr_base_name(const char *path)
 
 static const char *tensor_type(char buf[TYPE_BYTES], const struct hr_tensor *tensor)
 {
-    size_t len = (size_t) snprintf(buf, TYPE_BYTES, "%s [", hr_dtype_name(tensor->dtype));
+    char shape[SHAPE_BYTES];
 
-    for (uint32_t i = 0; i < tensor->rank; i++)
-        len += (size_t) snprintf(buf + len, TYPE_BYTES - len, "%s%llu", i ? ", " : "",
-                                 (unsigned long long) tensor->shape[i]);
-    snprintf(buf + len, TYPE_BYTES - len, "]");
+    snprintf(buf, TYPE_BYTES, "%s [%s]", hr_dtype_name(tensor->dtype),
+             hr_shape_print(tensor, shape, sizeof(shape)));
     return buf;
 }
 
@@ -179,39 +177,17 @@ static int hash_all(const struct hr_checkpoint *checkpoint, const struct hr_veri
 static int hash_header(const struct hr_checkpoint *checkpoint, uint32_t shard_idx,
                        struct hr_hash *ret_hash, uint64_t *ret_bytes, struct hr_error *err)
 {
-    const struct hr_shard *shard = hr_checkpoint_shard(checkpoint, shard_idx);
-    const int fd = hr_checkpoint_fd(checkpoint, shard_idx);
-    XXH3_state_t *state = XXH3_createState();
-    char *buf = malloc(READ_BYTES);
-    char shown[256], reason[128];
-    uint64_t bytes = 0;
-    uint8_t first[8];
-    int r = state && buf ? hr_file_read(fd, first, sizeof(first), 0) : -ENOMEM;
+    struct hr_header_text text;
+    const int r = hr_header_read(&text, hr_checkpoint_fd(checkpoint, shard_idx),
+                                 hr_checkpoint_shard(checkpoint, shard_idx)->size_bytes,
+                                 hr_checkpoint_shard_shown(checkpoint, shard_idx), err);
 
-    hr_printable(shard->path, shown, sizeof(shown));
-    if (r == 0)
-        r = hr_header_length(first, shard->size_bytes, shown, &bytes, err);
-    bytes += sizeof(first);
-    if (r == 0)
-        XXH3_128bits_reset(state);
-    for (uint64_t done = 0; done < bytes && r == 0;) {
-        const size_t n = hr_min_u64(bytes - done, READ_BYTES);
-
-        r = hr_file_read(fd, buf, n, done);
-        if (r == 0)
-            XXH3_128bits_update(state, buf, n);
-        done += n;
-    }
-    if (r == 0) {
-        *ret_hash = to_hash(XXH3_128bits_digest(state));
-        *ret_bytes = bytes;
-    } else {
-        hr_error_set(err, r, "%s: cannot read its header: %s", shown,
-                     hr_strerror(r, reason, sizeof(reason)));
-    }
-    free(buf);
-    XXH3_freeState(state);
-    return r;
+    if (r < 0)
+        return r;
+    *ret_bytes = 8 + text.json_bytes;
+    *ret_hash = to_hash(XXH3_128bits(text.bytes, *ret_bytes));
+    free(text.bytes);
+    return 0;
 }
 
 static bool config_hash(const struct hr_checkpoint *checkpoint, struct hr_hash *ret_hash)
@@ -248,7 +224,7 @@ static int make_files(struct making *making, struct hr_error *err)
 
         if (r < 0)
             return r;
-        file->name = hr_base_name(shard->path);
+        file->name = base_name(shard->path);
         file->size_bytes = shard->size_bytes;
         if (fstat(hr_checkpoint_fd(making->checkpoint, i), &st) == 0 && st.st_mtim.tv_sec >= 0)
             file->mtime_ns =
@@ -263,7 +239,7 @@ static int make_files(struct making *making, struct hr_error *err)
                                 hr_printable(m->files[i].name, shown, sizeof(shown)));
     for (uint32_t i = 0; i < m->n_files; i++) {
         const char *path = hr_checkpoint_shard(making->checkpoint, i)->path;
-        const struct hr_manifest_file *file = hr_manifest_find_file(m, hr_base_name(path));
+        const struct hr_manifest_file *file = hr_manifest_find_file(m, base_name(path));
 
         making->file_of_shard[i] = (uint32_t) (file - m->files);
     }
@@ -366,7 +342,7 @@ static void found_tensor(struct comparison *c, enum hr_damage_kind kind,
 {
     const struct hr_damage damage = {
         .kind = kind,
-        .file = hr_base_name(hr_checkpoint_shard(c->checkpoint, tensor->shard_idx)->path),
+        .file = base_name(hr_checkpoint_shard(c->checkpoint, tensor->shard_idx)->path),
         .tensor = tensor->name,
         .begin_bytes = tensor->offset_bytes,
         .size_bytes = tensor->size_bytes,
@@ -379,7 +355,7 @@ static void found_tensor(struct comparison *c, enum hr_damage_kind kind,
 static int compare_file(struct comparison *c, uint32_t shard_idx, struct hr_error *err)
 {
     const struct hr_shard *shard = hr_checkpoint_shard(c->checkpoint, shard_idx);
-    const char *name = hr_base_name(shard->path);
+    const char *name = base_name(shard->path);
     const struct hr_manifest_file *listed = hr_manifest_find_file(c->manifest, name);
     struct hr_damage damage = {.file = name, .size_bytes = shard->size_bytes};
     struct hr_hash header = {0};
@@ -408,7 +384,7 @@ static int compare_file(struct comparison *c, uint32_t shard_idx, struct hr_erro
 static bool has_file(const struct hr_checkpoint *checkpoint, const char *name)
 {
     for (uint32_t i = 0; i < hr_checkpoint_n_shards(checkpoint); i++)
-        if (strcmp(hr_base_name(hr_checkpoint_shard(checkpoint, i)->path), name) == 0)
+        if (strcmp(base_name(hr_checkpoint_shard(checkpoint, i)->path), name) == 0)
             return true;
     return false;
 }

@@ -34,9 +34,6 @@ static inline bool hr_hash_equal(struct hr_hash a, struct hr_hash b)
 const struct hr_manifest_tensor *hr_manifest_find(const struct hr_manifest *manifest,
                                                   const char *name);
 
-/* The file part of a path. */
-const char *hr_base_name(const char *path);
-
 /* Dtype, shape and size are as the manifest says. */
 bool hr_manifest_agrees(const struct hr_manifest_tensor *listed, const struct hr_tensor *tensor);
 

@@ -115,16 +115,6 @@ static int check_said(const struct subject *s)
 
 /* ---- scales ------------------------------------------------------------------------- */
 
-static void print_shape(char *dst, size_t bytes, const struct hr_tensor *tensor)
-{
-    size_t len = 0;
-
-    dst[0] = '\0';
-    for (uint32_t i = 0; i < tensor->rank && len < bytes; i++)
-        len += (size_t) snprintf(dst + len, bytes - len, i ? ", %llu" : "%llu",
-                                 (unsigned long long) tensor->shape[i]);
-}
-
 /* [], [1] and [1,1] are one scale; [out] and [out,1] one for each row. */
 static int check_scale(const struct subject *s, uint64_t *ret_n)
 {
@@ -133,7 +123,7 @@ static int check_scale(const struct subject *s, uint64_t *ret_n)
     char name[NAME_BYTES], shape[64];
 
     hr_printable(scale->name, name, sizeof(name));
-    print_shape(shape, sizeof(shape), scale);
+    hr_shape_print(scale, shape, sizeof(shape));
     if (scale->dtype == HR_DTYPE_F8_E8M0)
         return refuse_format(s, "mxfp8 (scales in F8_E8M0)");
     if (scale->dtype != HR_DTYPE_F32 && scale->dtype != HR_DTYPE_BF16 &&
@@ -253,7 +243,7 @@ int hr_weight_scale_read(const struct hr_weight_scales *scales, const struct hr_
     hr_assert(weight->rank >= 1);
     memcpy(s.module, weight->name, len - suffix);
     hr_printable(weight->name, s.name, sizeof(s.name));
-    s.path = hr_checkpoint_shard(scales->checkpoint, weight->shard_idx)->path;
+    s.path = hr_checkpoint_shard_shown(scales->checkpoint, weight->shard_idx);
     r = find_scale(&s);
     if (r == 0)
         r = check_said(&s);
