@@ -144,7 +144,7 @@ static json_t *step_json(const struct hr_denoise_step *s)
 {
     json_t *obj = times_json(s);
 
-    json_object_set_new(obj, "step", json_integer(s->step_idx));
+    json_object_set_new(obj, "step", json_integer(s->n_done));
     json_object_set_new(obj, "begin_s", json_real(cli_seconds(s->begin_ns)));
     json_object_set_new(obj, "sigma", json_real((double) s->sigma));
     json_object_set_new(obj, "peak_memory_bytes", json_integer((json_int_t) s->peak_memory_bytes));
@@ -186,10 +186,9 @@ static void print_text(const struct loop *loop)
 
         printf("step %3u  sigma %.4f  %s in %.2f s, %.2f GB/s: waiting for the disk %.2f s, "
                "computing %.2f s; the disk waiting %.2f s\n",
-               s->step_idx, (double) s->sigma, cli_size(size, s->bytes_used),
-               cli_seconds(s->wall_ns), cli_gbps(s->bytes_used, s->wall_ns),
-               cli_seconds(s->stall_disk_ns), cli_seconds(s->compute_ns),
-               cli_seconds(s->stall_space_ns));
+               s->n_done, (double) s->sigma, cli_size(size, s->bytes_used), cli_seconds(s->wall_ns),
+               cli_gbps(s->bytes_used, s->wall_ns), cli_seconds(s->stall_disk_ns),
+               cli_seconds(s->compute_ns), cli_seconds(s->stall_space_ns));
     }
     if (loop->n_steps > 0) {
         const struct hr_denoise_step total = total_of(loop);

@@ -72,12 +72,12 @@ void cli_note_step(const struct cli_options *o, const struct hr_denoise_step *st
     char size[32], wall[32], eta[32];
 
     since_ns += step->wall_ns;
-    if (o->quiet || on_terminal() || since_ns < NOTE_NS || step->step_idx == step->n_steps)
+    if (o->quiet || on_terminal() || since_ns < NOTE_NS || step->n_done == step->n_steps)
         return;
     since_ns = 0;
     fprintf(stderr,
             "headrace: step %u of %u: %s in %s, waiting for the disk %.0f %%, about %s to go\n",
-            step->step_idx, step->n_steps, cli_size(size, step->bytes_used),
+            step->n_done, step->n_steps, cli_size(size, step->bytes_used),
             cli_duration(wall, step->wall_ns),
             100.0 * cli_disk_share(step->stall_disk_ns, step->wall_ns),
             cli_duration(eta, step->eta_ns));

@@ -7,18 +7,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/dit.h"
 #include "engine/resume.h"
 #include "engine/sampler.h"
 
-enum { STEPS_MAX = 1000 };
+enum {
+    STEPS_MAX = HR_DIT_STEPS_MAX,
+    MU_MAX = 20, /* e^mu is 1.6 to 2.5 for the sizes in use, and must be a float */
+};
 
 struct picture {
     struct hr_picture given;
     float *latents;       /* [n_targets, 16, h, w] */
     uint64_t n_floats;    /* of latents            */
-    uint32_t positive;    /* index of its sample   */
-    bool guided;          /* the next sample is its negative prompt */
-    float *velocities[2]; /* positive, negative   */
+    bool guided;          /* it has a negative prompt, as a sample of its own */
+    float *velocities[2]; /* positive, negative    */
 };
 
 struct hr_denoise {
@@ -50,8 +53,9 @@ static int check_params(struct hr_denoise_params *p, struct hr_error *err)
     if (!isfinite(p->cfg_scale))
         return hr_error_set(err, -EINVAL, "the guidance scale is %g; expected a number",
                             (double) p->cfg_scale);
-    if (p->mu_given && !isfinite(p->mu))
-        return hr_error_set(err, -EINVAL, "mu is %g; expected a number", (double) p->mu);
+    if (p->mu_given && !(p->mu >= -MU_MAX && p->mu <= MU_MAX))
+        return hr_error_set(err, -EINVAL, "mu is %g; expected %d to %d", (double) p->mu, -MU_MAX,
+                            MU_MAX);
     return 0;
 }
 
@@ -63,12 +67,10 @@ static size_t target_tokens(const struct hr_picture *picture)
 static int check_picture(const struct hr_denoise *d, const struct hr_picture *first,
                          const struct hr_picture *picture, uint32_t idx, struct hr_error *err)
 {
-    const struct hr_dit_inputs *in = &picture->inputs;
+    const int r = hr_dit_check_images(&picture->inputs, err);
 
-    if (in->n_images < 1 || in->n_targets < 1 || in->n_targets > in->n_images ||
-        in->n_images > HR_IMAGES_MAX)
-        return hr_error_set(err, -EINVAL, "picture %u has %u images, %u of them targets", idx,
-                            in->n_images, in->n_targets);
+    if (r < 0)
+        return r;
     if (target_tokens(picture) != target_tokens(first))
         return hr_error_set(err, -EINVAL,
                             "picture %u has %zu target tokens and the first %zu; pictures of "
@@ -76,7 +78,8 @@ static int check_picture(const struct hr_denoise *d, const struct hr_picture *fi
                             idx, target_tokens(picture), target_tokens(first));
     if (d->params.strength < 1.0f && !picture->init)
         return hr_error_set(err, -EINVAL,
-                            "a strength of %g needs latents to start from, and picture %u has none",
+                            "a strength of %g needs an image to start from (init_latents in the "
+                            "inputs), and picture %u has none",
                             (double) d->params.strength, idx);
     if (picture->mask && !picture->init)
         return hr_error_set(err, -EINVAL,
@@ -112,7 +115,6 @@ static int add_picture(struct hr_denoise *d, const struct hr_picture *given, str
 
     p->given = *given;
     p->guided = wants_guidance(d, given);
-    p->positive = d->n_samples;
     p->n_floats = (uint64_t) in->n_targets * HR_LATENT_CHANNELS * in->images[0].h * in->images[0].w;
     p->latents = calloc(p->n_floats, sizeof(float));
     for (unsigned i = 0; i <= p->guided; i++)
@@ -121,7 +123,8 @@ static int add_picture(struct hr_denoise *d, const struct hr_picture *given, str
         return hr_error_set(err, -ENOMEM, "no memory for latents");
     if (d->n_samples + 1 + p->guided > HR_SAMPLES_MAX)
         return hr_error_set(err, -EINVAL,
-                            "more than %d prompts, negative ones included, in one pass",
+                            "more than %d prompts, negative ones included, in one pass; run fewer "
+                            "pictures at a time",
                             HR_SAMPLES_MAX);
     for (unsigned i = 0; i <= p->guided; i++) {
         struct hr_dit_inputs *sample = &d->samples[d->n_samples];
@@ -182,6 +185,9 @@ static void add_picture_facts(struct hr_resume *r, const struct picture *p, uint
         snprintf(name, sizeof(name), "inpainting mask of picture %u", idx);
         hr_resume_fact_hash(r, name, p->given.mask,
                             (size_t) in->images[0].h * in->images[0].w * sizeof(float));
+        /* Without a mask they are in the initial latents, and have no effect after those. */
+        snprintf(name, sizeof(name), "kept latents of picture %u", idx);
+        hr_resume_fact_hash(r, name, p->given.init, p->n_floats * sizeof(float));
     }
 }
 
@@ -317,7 +323,7 @@ static int open_dit(struct hr_denoise *d, const struct hr_checkpoint *checkpoint
     return hr_dit_open(&d->dit, checkpoint, &params, d->samples, d->n_samples, err);
 }
 
-/* Checks, schedule, samples: all but what an earlier run left, and the model. */
+/* Checks, schedule, samples: all but noise, what an earlier run left, and the model. */
 static int prepare(struct hr_denoise *d, const struct hr_picture *pictures, uint32_t n,
                    struct hr_error *err)
 {
@@ -333,11 +339,8 @@ static int prepare(struct hr_denoise *d, const struct hr_picture *pictures, uint
     d->pictures = calloc(n, sizeof(*d->pictures));
     if (!d->pictures)
         return hr_error_set(err, -ENOMEM, "no memory for %u pictures", n);
-    for (uint32_t i = 0; i < n && r == 0; i++) {
+    for (uint32_t i = 0; i < n && r == 0; i++)
         r = add_picture(d, &pictures[i], err);
-        if (r == 0)
-            start_latents(d, &d->pictures[i]);
-    }
     return r;
 }
 
@@ -346,6 +349,8 @@ static int open_parts(struct hr_denoise *d, const struct hr_checkpoint *checkpoi
 {
     int r = prepare(d, pictures, n, err);
 
+    for (uint32_t i = 0; i < n && r == 0; i++)
+        start_latents(d, &d->pictures[i]);
     if (r == 0 && d->params.resume_dir)
         r = go_on(d, checkpoint, err);
     if (r == 0 && d->step < d->params.n_steps)
@@ -444,7 +449,7 @@ static void report(const struct hr_denoise *d)
         return;
     hr_dit_get_stats(d->dit, &stats);
     d->params.step(d->params.step_user, &(struct hr_denoise_step){
-                                            .step_idx = d->step,
+                                            .n_done = d->step,
                                             .n_steps = d->params.n_steps,
                                             .sigma = d->sigmas[d->step - 1],
                                             .bytes_used = stats.bytes_used,

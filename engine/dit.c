@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dit.c -- the life of a model in memory: preparation, open, statistics, close. */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/checkpoint.h"
 #include "engine/dit.h"
 #include "engine/states.h"
-#include "engine/stream.h"
 #include "engine/units.h"
 
 /* ---- arena -------------------------------------------------------------------------------- */
@@ -106,7 +104,6 @@ static int check_params(const struct hr_dit_params *params, struct hr_error *err
 static int copy_timesteps(struct hr_dit *dit, const struct hr_dit_params *params,
                           struct hr_error *err)
 {
-    dit->mods.fd = -1;
     if (!params->timesteps || dit->n_forwards < 2)
         return 0;
     if (dit->n_forwards > HR_DIT_STEPS_MAX)
@@ -218,8 +215,8 @@ static int choose_on_device(struct hr_dit *dit, const struct hr_dit_params *para
     return hr_gpu_device_bytes(&gpu_params, &dit->budget.device_bytes, err);
 }
 
-/* The budget, and within it the weights that will stay. What comes up front is read once: there is
- * nothing to stay for. */
+/* The budget, and within it the weights that will stay. What is read once, up front or by a single
+ * forward, has nothing to stay for. */
 static int share_memory(struct hr_dit *dit, const struct hr_dit_params *params,
                         struct hr_error *err)
 {
@@ -235,7 +232,8 @@ static int share_memory(struct hr_dit *dit, const struct hr_dit_params *params,
                                    keep, err)
                  : hr_error_set(err, -ENOMEM, "no memory for the states of %u tensors", n);
     }
-    dit->budget.keep_bytes = r == 0 ? hr_resident_bytes_always(each, n, keep) : 0;
+    if (r == 0 && dit->n_forwards > 1)
+        dit->budget.keep_bytes = hr_resident_bytes_always(each, n, keep);
     if (r == 0)
         r = hr_dit_budget_make(&dit->budget, dit, params, &gpu_params, err);
     if (r == 0)
@@ -282,6 +280,7 @@ static int prepare_parts(struct hr_dit *dit, const struct hr_dit_params *params,
                                params->verify == HR_VERIFY_ALWAYS, model->plan, model->n_plan, err);
     if (r < 0)
         return r;
+    dit->blocks = hr_stream_choose_blocks(dit->checkpoint, &params->stream);
     dit->budget.process_bytes = hr_memory_now().resident_bytes;
     dit->budget.arena_bytes = hr_dit_arena_layout(dit, NULL);
     r = share_memory(dit, params, err);
@@ -414,7 +413,7 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
     if (r < 0)
         return r;
     if (params->stream.trace)
-        r = hr_trace_reserve(params->stream.trace, hr_dit_trace_events(dit, params));
+        r = hr_trace_reserve(params->stream.trace, hr_dit_trace_events(dit));
     if (r < 0)
         return hr_error_set(err, r, "no memory for a trace");
     hr_dit_arena_layout(dit, dit->gpu);
@@ -442,7 +441,7 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
                "memory of the device: %llu MiB, activations %llu, resident weights %llu",
                mib(budget->device_bytes), mib(budget->arena_bytes), mib(dit->on_device.size_bytes));
     log_bytes(&dit->stats.predicted);
-    r = hr_stream_open(&dit->stream, dit->checkpoint, &stream_params, err);
+    r = hr_stream_open_blocks(&dit->stream, dit->checkpoint, &stream_params, &dit->blocks, err);
     if (r == 0)
         register_ring(dit);
     return r;

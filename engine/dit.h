@@ -34,6 +34,7 @@
 #include "engine/dit_resident.h"
 #include "engine/dit_verify.h"
 #include "engine/lora.h"
+#include "engine/stream.h"
 #include "engine/weight_scale.h"
 #include "formats/formats.h"
 #include "gpu/gpu.h"
@@ -43,9 +44,11 @@ enum {
     HR_DIT_SINUSOID_DIM = 256, /* of the timestep */
     HR_DIT_ROPE_ANGLES = HR_HEAD_DIM / 2,
     HR_DIT_LAYERS_MAX = 10000,
+    HR_DIT_HEADS_MAX = 1024,
+    HR_DIT_JOINT_MAX = 65536,
     HR_DIT_SIDE_MAX = 1024, /* of a latent: 8192 pixels */
     HR_DIT_TEXT_MAX = 65536,
-    HR_DIT_STEPS_MAX = 1000, /* timesteps known up front */
+    HR_DIT_STEPS_MAX = 1000, /* of a loop, known up front */
 };
 
 /* ---- architecture and weights (dit_layout.c) ---------------------------------------- */
@@ -121,6 +124,9 @@ struct hr_dit_geometry {
     size_t n_first; /* tokens of image 0: those that zero_cond_t leaves at the real timestep */
 };
 
+/* How many images there are, and their sizes; what needs no model.
+ * @return 0, or -EINVAL naming what is wrong */
+int hr_dit_check_images(const struct hr_dit_inputs *inputs, struct hr_error *err);
 /* @return 0, or -EINVAL naming what is wrong */
 int hr_dit_geometry_init(struct hr_dit_geometry *ret_geometry, const struct hr_dit_model *model,
                          const struct hr_dit_inputs *inputs, struct hr_error *err);
@@ -272,7 +278,8 @@ struct hr_dit {
     enum hr_dtype act;
     bool timestep_rounding;
     struct hr_gpu *gpu;
-    void *registered; /* the stream's ring, where the device knows it */
+    void *registered;               /* the stream's ring, where the device knows it */
+    struct hr_stream_blocks blocks; /* of the stream, chosen before the budget */
     struct hr_stream *stream;
     struct hr_feed feed;
     struct hr_dit_budget budget;
@@ -330,7 +337,7 @@ size_t hr_dit_host_floats(const struct hr_dit *dit);
 /* What modulation vectors of all steps may take of memory before they go to a file. */
 uint64_t hr_dit_mods_memory_max(const struct hr_dit_params *params);
 /* The most events that the run adds to a trace. */
-uint64_t hr_dit_trace_events(const struct hr_dit *dit, const struct hr_dit_params *params);
+uint64_t hr_dit_trace_events(const struct hr_dit *dit);
 
 /* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
 uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu);

@@ -4,7 +4,6 @@
 #include <stdio.h>
 
 #include "engine/dit.h"
-#include "engine/stream.h"
 
 enum {
     SLACK_BYTES = 24 << 20,     /* stacks, tables, pages of libraries that are yet to be touched */
@@ -45,11 +44,11 @@ static uint64_t mods_memory(const struct hr_dit *dit, const struct hr_dit_params
     return (uint64_t) dit->n_forwards * step_floats * sizeof(float);
 }
 
-uint64_t hr_dit_trace_events(const struct hr_dit *dit, const struct hr_dit_params *params)
+uint64_t hr_dit_trace_events(const struct hr_dit *dit)
 {
     const struct hr_dit_model *model = &dit->model;
     const uint64_t n_parts = 8 + (uint64_t) model->n_layers * (1 + dit->n_samples);
-    const uint32_t block_bytes = params->stream.block_bytes;
+    const uint32_t block_bytes = dit->blocks.block_bytes;
 
     return hr_stream_trace_events(model->plan, model->n_once, block_bytes) +
            dit->n_forwards *
@@ -120,7 +119,7 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
     for (uint32_t i = 0; i < dit->n_samples; i++)
         b->host_bytes += dit->samples[i].geometry.n_txt * sizeof(uint32_t);
     b->mods_bytes = mods_memory(dit, params);
-    b->trace_bytes = hr_trace_reserve_bytes(params->stream.trace, hr_dit_trace_events(dit, params));
+    b->trace_bytes = hr_trace_reserve_bytes(params->stream.trace, hr_dit_trace_events(dit));
     const uint64_t fixed = hr_dit_budget_total(b) + b->keep_bytes; /* the ring is yet to come */
 
     if (params->stream.ring_bytes) /* more than the whole plan would lie idle */

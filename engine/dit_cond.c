@@ -6,8 +6,6 @@
  *
  * Either in each forward, for its one timestep, as the weights come by; or in the first forward for
  * all timesteps. Products take few rows at a time, so that the bits of a row depend on no other. */
-#include <errno.h>
-
 #include "engine/dit.h"
 
 enum {

@@ -319,7 +319,9 @@ static int check_inputs(const struct hr_dit *dit, const struct hr_dit_inputs *in
             return r;
         if (!hr_dit_geometry_equal(&geometry, &dit->samples[i].geometry))
             return hr_error_set(err, -EINVAL,
-                                "the inputs differ in size from those the model was opened for");
+                                "input %u differs in size or unmasked tokens from the one that the "
+                                "model was opened for; open it again for these",
+                                i);
         if (!(timestep >= 0.0f && timestep <= 1000.0f))
             return hr_error_set(err, -EINVAL,
                                 "the timestep is %g; expected sigma * 1000, from 0 to 1000",
@@ -362,6 +364,9 @@ static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *co
 
     const struct hr_meter_now end = hr_dit_meter_now(dit, 0);
 
+    /* Its end need not be that of a pass of the stream, which looks at the files there. */
+    if (r == 0 && end.bytes_used > begin.bytes_used)
+        r = hr_stream_check_files(dit->stream, err);
     if (r == 0)
         hr_meter_end(&dit->meter, &end);
     if (dit->feed.trace)
@@ -396,7 +401,9 @@ int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float
     if (dit->failed)
         return hr_error_set(err, dit->failed, "an earlier forward failed; open the model again");
     if (dit->n_done == dit->n_forwards)
-        return hr_error_set(err, -ENODATA, "all %u forwards that the model was opened for are done",
+        return hr_error_set(err, -ENODATA,
+                            "all %u forwards that the model was opened for are done; open it "
+                            "again, for more forwards",
                             dit->n_forwards);
     if (dit->timesteps && inputs[0].timestep != dit->timesteps[dit->n_done])
         return hr_error_set(

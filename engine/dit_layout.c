@@ -30,14 +30,14 @@ struct spec {
     size_t member;       /* offset of the tensor's pointer */
     enum dim rows, cols; /* cols NONE: a vector            */
     enum when when;
-    bool is_linear; /* the weight of a linear layer, member of a struct hr_linear_weights */
-    bool is_cond;   /* of the conditioning, which can come before everything else         */
+    bool is_linear;     /* the weight of a linear layer, member of a struct hr_linear_weights */
+    bool is_modulation; /* of a block; goes with the conditioning */
 };
 
-#define LINEAR(base, name_, member_, out, in, when, is_cond)                                 \
-    {name_ ".bias", offsetof(struct base, member_.bias), out, NONE, when, false, is_cond},   \
-    {                                                                                        \
-        name_ ".weight", offsetof(struct base, member_.weight), out, in, when, true, is_cond \
+#define LINEAR(base, name_, member_, out, in, when, is_modulation)                                 \
+    {name_ ".bias", offsetof(struct base, member_.bias), out, NONE, when, false, is_modulation},   \
+    {                                                                                              \
+        name_ ".weight", offsetof(struct base, member_.weight), out, in, when, true, is_modulation \
     }
 #define BLOCK_LINEAR(name_, member_, out, in, when) \
     LINEAR(hr_block_weights, name_, member_, out, in, when, false)
@@ -177,6 +177,7 @@ static int read_sizes(struct hr_dit_model *model, const struct hr_checkpoint *ch
 {
     const struct hr_tensor *img_in = hr_checkpoint_find(checkpoint, "img_in.weight");
     const struct hr_tensor *txt_norm = hr_checkpoint_find(checkpoint, "txt_norm.weight");
+    char shape[64];
 
     if (!img_in || !txt_norm)
         return hr_error_set(err, -ENOENT,
@@ -185,17 +186,19 @@ static int read_sizes(struct hr_dit_model *model, const struct hr_checkpoint *ch
                             hr_checkpoint_path(checkpoint),
                             img_in ? "txt_norm.weight" : "img_in.weight");
     if (img_in->rank != 2 || img_in->shape[1] != HR_DIT_TOKEN_DIM || img_in->shape[0] == 0 ||
-        img_in->shape[0] % HR_HEAD_DIM != 0 || img_in->shape[0] / HR_HEAD_DIM > 1024)
+        img_in->shape[0] % HR_HEAD_DIM != 0 || img_in->shape[0] / HR_HEAD_DIM > HR_DIT_HEADS_MAX)
         return hr_error_set(err, -EBADMSG,
-                            "%s: tensor img_in.weight has the wrong shape; expected [width, %d], "
-                            "width a multiple of %d",
-                            hr_checkpoint_shard(checkpoint, img_in->shard_idx)->path,
-                            HR_DIT_TOKEN_DIM, HR_HEAD_DIM);
-    if (txt_norm->rank != 1 || txt_norm->shape[0] == 0 || txt_norm->shape[0] > 65536)
+                            "%s: tensor img_in.weight has the shape [%s]; expected [width, %d], "
+                            "width a multiple of %d up to %d",
+                            hr_checkpoint_shard_shown(checkpoint, img_in->shard_idx),
+                            hr_shape_print(img_in, shape, sizeof(shape)), HR_DIT_TOKEN_DIM,
+                            HR_HEAD_DIM, HR_DIT_HEADS_MAX * HR_HEAD_DIM);
+    if (txt_norm->rank != 1 || txt_norm->shape[0] == 0 || txt_norm->shape[0] > HR_DIT_JOINT_MAX)
         return hr_error_set(err, -EBADMSG,
-                            "%s: tensor txt_norm.weight has the wrong shape; expected [n], the "
-                            "width of the prompt embedding",
-                            hr_checkpoint_shard(checkpoint, txt_norm->shard_idx)->path);
+                            "%s: tensor txt_norm.weight has the shape [%s]; expected [n], n 1 to "
+                            "%d, the width of the prompt embedding",
+                            hr_checkpoint_shard_shown(checkpoint, txt_norm->shard_idx),
+                            hr_shape_print(txt_norm, shape, sizeof(shape)), HR_DIT_JOINT_MAX);
     model->width = (uint32_t) img_in->shape[0];
     model->config.num_attention_heads = model->width / HR_HEAD_DIM;
     model->config.joint_attention_dim = (uint32_t) txt_norm->shape[0];
@@ -233,8 +236,10 @@ static int reconcile(struct hr_dit_model *model, const struct hr_checkpoint *che
     if (r < 0)
         return r;
     if (model->config.num_layers == 0 || model->config.num_layers > HR_DIT_LAYERS_MAX)
-        return hr_error_set(err, -EBADMSG, "%s: %u transformer blocks; expected 1 to %d", path,
-                            model->config.num_layers, HR_DIT_LAYERS_MAX);
+        return hr_error_set(err, -EBADMSG,
+                            "%s: %u transformer blocks; expected 1 to %d; a shard is missing, or "
+                            "the file is no whole model",
+                            path, model->config.num_layers, HR_DIT_LAYERS_MAX);
     model->n_layers = params->n_layers ? params->n_layers : model->config.num_layers;
     if (model->n_layers > model->config.num_layers)
         return hr_error_set(err, -EINVAL, "%s: has %u blocks, %u were asked for", path,
@@ -278,9 +283,8 @@ static int check_tensor(const struct binding *b, const struct hr_tensor *tensor,
     const uint32_t rank = spec->cols == NONE ? 1 : 2;
     const uint64_t rows = dim_size(b->model, spec->rows);
     const uint64_t cols = rank == 2 ? dim_size(b->model, spec->cols) : 1;
-    const char *path = hr_checkpoint_shard(b->checkpoint, tensor->shard_idx)->path;
-    char want[64], got[64] = "";
-    size_t len = 0;
+    const char *path = hr_checkpoint_shard_shown(b->checkpoint, tensor->shard_idx);
+    char want[64], got[64];
 
     if (!hr_dtype_is_computable(tensor->dtype))
         return hr_error_set(b->err, -EOPNOTSUPP,
@@ -291,11 +295,8 @@ static int check_tensor(const struct binding *b, const struct hr_tensor *tensor,
         return 0;
     snprintf(want, sizeof(want), rank == 2 ? "%llu, %llu" : "%llu", (unsigned long long) rows,
              (unsigned long long) cols);
-    for (uint32_t i = 0; i < tensor->rank && len < sizeof(got); i++)
-        len += (size_t) snprintf(got + len, sizeof(got) - len, i ? ", %llu" : "%llu",
-                                 (unsigned long long) tensor->shape[i]);
     return hr_error_set(b->err, -EBADMSG, "%s: tensor %s has the shape [%s]; expected [%s]", path,
-                        tensor->name, got, want);
+                        tensor->name, hr_shape_print(tensor, got, sizeof(got)), want);
 }
 
 /* Find one tensor, check it, and put it into its struct and, if it is used, a list. */
@@ -349,7 +350,7 @@ static int bind_block(struct binding *b, uint32_t block, struct list *conditioni
     snprintf(prefix, sizeof(prefix), "%s%u.", block_prefix, block);
     for (size_t i = 0; i < HR_ARRAY_SIZE(specs_block) && r == 0; i++) {
         const bool dead = last && specs_block[i].when == FOR_TEXT && !complete;
-        struct list *list = specs_block[i].is_cond ? conditioning : &b->each;
+        struct list *list = specs_block[i].is_modulation ? conditioning : &b->each;
 
         r = bind_tensor(b, &specs_block[i], prefix, weights, runs && !dead ? list : NULL);
     }

@@ -30,8 +30,8 @@ static int open_unnamed(const char *folder, struct hr_error *err)
     const int r = -errno;
 
     return hr_error_set(err, r,
-                        "%s: no temporary file for modulation vectors: %s; set TMPDIR to another "
-                        "folder, or give more --ram",
+                        "%s: no temporary file for modulation vectors: %s; name another folder "
+                        "(--resume, or else TMPDIR), or give more --ram",
                         hr_printable(folder, shown, sizeof(shown)),
                         hr_strerror(r, text, sizeof(text)));
 }

@@ -3,7 +3,6 @@
  * in the order of operations of the published model, so that results agree to the last bits. */
 #include <errno.h>
 #include <math.h>
-#include <string.h>
 
 #include "engine/dit.h"
 
@@ -20,9 +19,10 @@ static int check_image(const struct hr_latent *image, uint32_t idx, struct hr_er
                         idx, image->h, image->w, HR_DIT_SIDE_MAX);
 }
 
-static int check_counts(const struct hr_dit_model *model, const struct hr_dit_inputs *in,
-                        struct hr_error *err)
+int hr_dit_check_images(const struct hr_dit_inputs *in, struct hr_error *err)
 {
+    const struct hr_latent *first = &in->images[0];
+
     if (in->n_images < 1 || in->n_images > HR_IMAGES_MAX || in->n_targets < 1 ||
         in->n_targets > in->n_images)
         return hr_error_set(
@@ -30,6 +30,25 @@ static int check_counts(const struct hr_dit_model *model, const struct hr_dit_in
             "the inputs have %u images, %u of them targets; expected 1 to %d images "
             "and at least one target",
             in->n_images, in->n_targets, HR_IMAGES_MAX);
+    for (uint32_t i = 0; i < in->n_images; i++) {
+        const struct hr_latent *image = &in->images[i];
+        const int r = check_image(image, i, err);
+
+        if (r < 0)
+            return r;
+        if (i < in->n_targets && (image->h != first->h || image->w != first->w))
+            return hr_error_set(err, -EINVAL,
+                                "target image %u is %u x %u, but the first is %u x %u; all must be "
+                                "of one size",
+                                i, image->h, image->w, first->h, first->w);
+    }
+    return 0;
+}
+
+/* What the model has a say in. */
+static int check_inputs(const struct hr_dit_model *model, const struct hr_dit_inputs *in,
+                        struct hr_error *err)
+{
     if (in->n_targets > 1 && !model->config.use_layer3d_rope)
         return hr_error_set(err, -EINVAL,
                             "the inputs have %u target images, but the model is not a layered one; "
@@ -50,21 +69,15 @@ int hr_dit_geometry_init(struct hr_dit_geometry *ret_geometry, const struct hr_d
                          const struct hr_dit_inputs *inputs, struct hr_error *err)
 {
     struct hr_dit_geometry g = {.n_images = inputs->n_images, .n_targets = inputs->n_targets};
-    int r = check_counts(model, inputs, err);
+    int r = hr_dit_check_images(inputs, err);
 
+    if (r == 0)
+        r = check_inputs(model, inputs, err);
     if (r < 0)
         return r;
     for (uint32_t i = 0; i < g.n_images; i++) {
         const struct hr_latent *image = &inputs->images[i];
 
-        r = check_image(image, i, err);
-        if (r < 0)
-            return r;
-        if (i < g.n_targets && (image->h != inputs->images[0].h || image->w != inputs->images[0].w))
-            return hr_error_set(err, -EINVAL,
-                                "target image %u is %u x %u, but the first is %u x %u; all must be "
-                                "of one size",
-                                i, image->h, image->w, inputs->images[0].h, inputs->images[0].w);
         g.images[i].h = image->h;
         g.images[i].w = image->w;
         g.images[i].n_tokens = (size_t) (image->h / 2) * (image->w / 2);

@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include "engine/dit.h"
-#include "engine/stream.h"
 
 enum {
     FORWARDS_MAX = 6,       /* timed for each number of blocks; the shortest counts         */
@@ -61,7 +60,7 @@ static int measure_disk(const struct hr_dit *dit, const struct hr_dit_params *pa
         return hr_error_set(err, -ENOMEM, "no memory for %u names", dit->model.n_plan);
     stream_params.ring_bytes = dit->budget.ring_bytes;
     stream_params.trace = NULL;
-    r = hr_stream_open(&stream, dit->checkpoint, &stream_params, err);
+    r = hr_stream_open_blocks(&stream, dit->checkpoint, &stream_params, &dit->blocks, err);
     if (r == 0)
         r = hr_stream_plan(stream, names, choose_sample(&dit->model, names), 0, 1, err);
     if (r == 0)
@@ -173,6 +172,8 @@ static int time_forwards(const struct hr_dit *like, const struct hr_dit_params *
 
     p.stream.io = "null";
     p.stream.trace = NULL;
+    p.stream.block_bytes = like->blocks.block_bytes; /* chosen, and said, before */
+    p.stream.depth = like->blocks.depth;
     p.progress = NULL;
     p.states = NULL;
     p.manifest = NULL; /* the bytes are not the model's */
@@ -274,7 +275,7 @@ static void combine(struct hr_dit_forecast *f, const struct hr_dit *dit)
     f->later_ns = p->n_forwards > 1
                       ? hr_max_u64(f->later_disk_ns, hr_max_u64(f->compute_ns, f->link_ns))
                       : f->first_ns;
-    f->run_ns = f->first_ns + (p->n_forwards - 1) * f->later_ns;
+    f->run_ns = hr_mul_add_u64(p->n_forwards - 1, f->later_ns, f->first_ns);
 }
 
 int hr_dit_predict(const struct hr_checkpoint *checkpoint, const struct hr_dit_params *params,

@@ -10,7 +10,6 @@
 #include "engine/checkpoint.h"
 #include "engine/files.h"
 #include "engine/stream.h"
-#include "engine/tuning.h"
 #include "engine/units.h"
 #include "formats/formats.h"
 #include "io/io.h"
@@ -39,10 +38,8 @@ struct hr_stream {
     struct hr_file_mark *marks; /* of the files, when the stream was opened */
     struct hr_reader *reader;
     struct hr_trace *trace;
-    uint32_t block_bytes;
     struct stream_plan plan;
-    struct hr_tuning tuning; /* in use, when is_tuned */
-    bool is_tuned;
+    struct hr_stream_blocks blocks; /* in use */
     uint64_t units_out, bytes_out;
 };
 
@@ -66,16 +63,30 @@ static void describe_range(void *user, uint32_t range_idx, char *buf, size_t buf
              (unsigned long long) (unit->band.row_begin + unit->band.n_rows));
 }
 
-int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *checkpoint,
-                   const struct hr_stream_params *params, struct hr_error *err)
+struct hr_stream_blocks hr_stream_choose_blocks(const struct hr_checkpoint *checkpoint,
+                                                const struct hr_stream_params *params)
 {
-    static const struct hr_stream_params defaults;
+    struct hr_stream_blocks blocks = {0};
+
+    if (params->block_bytes == 0 && params->depth == 0)
+        blocks.is_tuned = hr_tuning_apply(checkpoint, &blocks.tuning);
+    blocks.block_bytes = blocks.is_tuned ? blocks.tuning.block_bytes : params->block_bytes;
+    blocks.depth = blocks.is_tuned ? blocks.tuning.depth : params->depth;
+    if (blocks.block_bytes == 0)
+        blocks.block_bytes = HR_BLOCK_BYTES_DEFAULT;
+    if (blocks.depth == 0)
+        blocks.depth = HR_DEPTH_DEFAULT;
+    return blocks;
+}
+
+int hr_stream_open_blocks(struct hr_stream **ret_stream, const struct hr_checkpoint *checkpoint,
+                          const struct hr_stream_params *params,
+                          const struct hr_stream_blocks *blocks, struct hr_error *err)
+{
     const uint32_t n_files = hr_checkpoint_n_shards(checkpoint);
     struct hr_stream *stream = calloc(1, sizeof(*stream));
     int r;
 
-    if (!params)
-        params = &defaults;
     if (stream)
         stream->files = calloc(n_files, sizeof(*stream->files));
     if (stream)
@@ -86,7 +97,7 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
     }
     stream->checkpoint = checkpoint;
     stream->trace = params->trace;
-    stream->block_bytes = params->block_bytes;
+    stream->blocks = *blocks;
     for (uint32_t i = 0; i < n_files; i++) {
         const struct hr_shard *shard = hr_checkpoint_shard(checkpoint, i);
 
@@ -98,17 +109,16 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
         r = hr_file_mark(&stream->marks[i], stream->files[i].fd);
         if (r < 0) {
             hr_stream_close(&stream);
-            return hr_error_set(err, r, "%s: the system does not tell its size", shard->path);
+            return hr_error_set(err, r, "%s: the system does not tell its size",
+                                hr_checkpoint_shard_shown(checkpoint, i));
         }
     }
-    if (params->block_bytes == 0 && params->depth == 0)
-        stream->is_tuned = hr_tuning_apply(checkpoint, &stream->tuning);
     const struct hr_reader_params reader_params = {
         .files = stream->files,
         .n_files = n_files,
         .ring_bytes = params->ring_bytes ? params->ring_bytes : HR_RING_BYTES_DEFAULT,
-        .block_bytes = stream->is_tuned ? stream->tuning.block_bytes : params->block_bytes,
-        .depth = stream->is_tuned ? stream->tuning.depth : params->depth,
+        .block_bytes = blocks->block_bytes,
+        .depth = blocks->depth,
         .io = params->io,
         .direct = params->direct,
         .timeout_s = params->timeout_s,
@@ -126,6 +136,18 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
     return 0;
 }
 
+int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *checkpoint,
+                   const struct hr_stream_params *params, struct hr_error *err)
+{
+    static const struct hr_stream_params defaults;
+
+    if (!params)
+        params = &defaults;
+    const struct hr_stream_blocks blocks = hr_stream_choose_blocks(checkpoint, params);
+
+    return hr_stream_open_blocks(ret_stream, checkpoint, params, &blocks, err);
+}
+
 static int find_tensors(const struct hr_checkpoint *checkpoint, const char *const *names,
                         uint32_t n, const struct hr_tensor **ret_tensors, uint64_t *ret_n_units,
                         struct hr_error *err)
@@ -136,9 +158,9 @@ static int find_tensors(const struct hr_checkpoint *checkpoint, const char *cons
     for (uint32_t i = 0; i < n; i++) {
         ret_tensors[i] = hr_checkpoint_find(checkpoint, names[i]);
         if (!ret_tensors[i])
-            return hr_error_set(err, -ENOENT, "%s: no tensor is called \"%s\"",
-                                hr_checkpoint_shard(checkpoint, 0)->path,
-                                hr_printable(names[i], name, sizeof(name)));
+            return hr_error_set(
+                err, -ENOENT, "%s: no tensor is called \"%s\"; headrace inspect lists the names",
+                hr_checkpoint_path(checkpoint), hr_printable(names[i], name, sizeof(name)));
         *ret_n_units += hr_cut_tensor(ret_tensors[i]).n_bands;
     }
     return 0;
@@ -169,14 +191,14 @@ static void lay_out(struct stream_plan *plan, const struct hr_tensor *const *ten
 uint64_t hr_stream_trace_events(const struct hr_tensor *const *tensors, uint32_t n,
                                 uint32_t block_bytes)
 {
-    const uint64_t block = block_bytes ? block_bytes : HR_BLOCK_BYTES_DEFAULT;
     uint64_t n_units = 0, n_reads = 0;
 
     for (uint32_t i = 0; i < n; i++) {
         const struct hr_cut cut = hr_cut_tensor(tensors[i]);
 
         n_units += cut.n_bands;
-        n_reads += cut.n_bands + tensors[i]->size_bytes / block; /* blocks end with runs, too */
+        n_reads +=
+            cut.n_bands + tensors[i]->size_bytes / block_bytes; /* blocks end with runs, too */
     }
     /* A read and the disk's wait before it; a use, the wait before it and a copy to a device. */
     return 2 * n_reads + 3 * n_units;
@@ -215,9 +237,9 @@ static int reserve_trace(struct hr_stream *stream, const struct hr_tensor *const
 {
     if (!stream->trace)
         return 0;
-    const uint64_t n_first = hr_stream_trace_events(tensors, n_once, stream->block_bytes);
+    const uint64_t n_first = hr_stream_trace_events(tensors, n_once, stream->blocks.block_bytes);
     const uint64_t n_each =
-        hr_stream_trace_events(tensors + n_once, n - n_once, stream->block_bytes);
+        hr_stream_trace_events(tensors + n_once, n - n_once, stream->blocks.block_bytes);
     const int r =
         hr_trace_reserve(stream->trace, n_passes ? n_first + n_passes * n_each : UINT64_MAX);
 
@@ -283,8 +305,7 @@ done:
     return r;
 }
 
-/* All bytes of a pass have come: were the files the same all the while? */
-static int check_files(const struct hr_stream *stream, struct hr_error *err)
+int hr_stream_check_files(const struct hr_stream *stream, struct hr_error *err)
 {
     int r = 0;
 
@@ -319,8 +340,8 @@ int hr_stream_next(struct hr_stream *stream, struct hr_unit *ret_unit, struct hr
         hr_assert(plan->range_unit[slice.range_idx] == plan->unit_idx);
     }
     plan->unit_idx++;
-    if (plan->unit_idx == plan->n_units) {
-        const int r = check_files(stream, err);
+    if (plan->unit_idx == plan->n_units) { /* all bytes of the pass have come */
+        const int r = hr_stream_check_files(stream, err);
 
         if (r < 0)
             return r;
@@ -347,8 +368,11 @@ void hr_stream_release(struct hr_stream *stream, const struct hr_unit *unit)
 int hr_stream_set_blocks(struct hr_stream *stream, uint32_t block_bytes, uint32_t depth,
                          struct hr_error *err)
 {
-    stream->is_tuned = false;
-    return hr_reader_set_blocks(stream->reader, block_bytes, depth, err);
+    const int r = hr_reader_set_blocks(stream->reader, block_bytes, depth, err);
+
+    if (r == 0)
+        stream->blocks = (struct hr_stream_blocks){.block_bytes = block_bytes, .depth = depth};
+    return r;
 }
 
 void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream_stats *ret_stats)
@@ -356,7 +380,7 @@ void hr_stream_get_stats(const struct hr_stream *stream, struct hr_stream_stats 
     hr_reader_get_stats(stream->reader, ret_stats);
     ret_stats->units = stream->units_out;
     ret_stats->bytes_used = stream->bytes_out;
-    ret_stats->tuned = stream->is_tuned;
+    ret_stats->tuned = stream->blocks.is_tuned;
 }
 
 bool hr_stream_shard_direct(const struct hr_stream *stream, uint32_t shard_idx)
@@ -380,9 +404,9 @@ void hr_stream_close(struct hr_stream **stream)
 
     if (!*stream)
         return;
-    if ((*stream)->is_tuned && (*stream)->reader) {
+    if ((*stream)->blocks.is_tuned && (*stream)->reader) {
         hr_stream_get_stats(*stream, &stats);
-        hr_tuning_compare(&(*stream)->tuning, &stats);
+        hr_tuning_compare(&(*stream)->blocks.tuning, &stats);
     }
     hr_reader_destroy(&(*stream)->reader);
     free_plan(&(*stream)->plan);

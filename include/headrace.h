@@ -15,7 +15,8 @@
  *             failure stays in *err until hr_error_clear(): it is the cause.
  *             -EINVAL argument, -EBADMSG malformed file, -ENOENT no such file or tensor,
  *             -EIO the disk or device failed, -ENOMEM, -ENODEV not on this machine,
- *             -EOPNOTSUPP not supported, -ECANCELED interrupted; others are passed through.
+ *             -EOPNOTSUPP not supported, -ECANCELED interrupted, -ERANGE a result that is not
+ *             finite, -ESTALE a file was changed meanwhile; others are passed through.
  * Ownership:  objects are created and closed in pairs; close takes the address of the pointer,
  *             sets it to NULL and accepts NULL. Returned strings live as long as their object.
  * Threads:    an object is used by one thread at a time; *_interrupt() may be called from any
@@ -413,7 +414,8 @@ struct hr_damage {
     const char *file;   /* its name without folders                                      */
     const char *tensor; /* NULL: the file as a whole                                     */
     uint64_t begin_bytes, size_bytes; /* in the file: of the tensor, the header, the file */
-    const char *was, *is; /* TENSOR_TYPE: such as "BF16 [64, 3072]"; else NULL           */
+    const char *was, *is;             /* TENSOR_TYPE: such as "BF16 [64, 3072]"; FILE_SIZE: such as
+                                         "123 bytes"; else NULL */
 };
 
 /* What is damaged, in one line that is safe to print. @return buf */
@@ -532,7 +534,8 @@ struct hr_lora_report {
  *
  * A state left out is the one before it; a dtype left out is the file's own. Weights are kept as
  * the file has them, so a dtype that would round them is refused; that of the computation must be
- * the run's precision. What is read once (n_forwards with timesteps) is never kept. */
+ * the run's precision. What is read once (by a single forward, or up front where timesteps are
+ * given) is never kept. */
 struct hr_states;
 
 /* @return 0; -EBADMSG naming entry, state and key; or the error of open() or read() */
@@ -569,8 +572,9 @@ struct hr_dit_params {
                                        the table does not name                              */
     bool timestep_rounding;         /* round the timestep to bf16 as bf16 pipelines do          */
     uint32_t n_layers;              /* only the first blocks; 0: all                            */
-    uint32_t n_forwards;            /* how many forwards will follow one another; 0: 1. Reading runs
-                                       on across the end of each but the last                   */
+    uint32_t n_forwards;            /* how many forwards will follow one another; 0: 1, UINT32_MAX:
+                                       without end. Reading runs on across the end of each but the
+                                       last                                                     */
     /* The timesteps of the n_forwards forwards, in order, or NULL when they are not known: with two
      * or more, the modulation vectors of all are computed up front, and a third of the model is
      * read once instead of in each forward. Same bits either way. */
@@ -580,7 +584,8 @@ struct hr_dit_params {
      * is. Borrowed until close. */
     const struct hr_manifest *manifest;
     enum hr_verify_when verify;
-    const char *spill_dir; /* for modulation vectors beyond a tenth of ram_bytes; NULL: TMPDIR */
+    const char *spill_dir; /* for modulation vectors beyond a tenth of ram_bytes; NULL: TMPDIR, but
+                              hr_denoise takes its resume_dir if it has one                     */
     const struct hr_lora_file *loras; /* borrowed during the call */
     uint32_t n_loras;                 /* up to HR_LORA_FILES_MAX  */
     enum hr_lora_mode lora_mode;
@@ -651,7 +656,7 @@ struct hr_dit_stats {
 struct hr_dit;
 
 /* Check the checkpoint against the model, take all memory for inputs of the given sizes and start
- * reading. The checkpoint is borrowed until close; of `inputs` only sizes are used.
+ * reading. The checkpoint is borrowed until close; of `inputs` only sizes and masks are used.
  * @param n_inputs  1..HR_SAMPLES_MAX inputs that go through the weights together, such as a
  * positive and a negative prompt; each gives the bits that it gives alone
  * @return 0; -ENOENT tensor or LoRA missing, -EBADMSG wrong shape, config or LoRA, -EOPNOTSUPP
@@ -667,11 +672,14 @@ HR_API int hr_dit_joint_dim(const struct hr_checkpoint *checkpoint, uint32_t *re
                             struct hr_error *err);
 
 /* One forward: the flow velocity of the targets, noise minus data.
- * @param inputs      as many as were given to hr_dit_open(), of the same sizes, one timestep for
- * all
- * @param velocities  for each input [n_targets, 16, h, w] f32, written on success only
- * @return 0, -EINVAL sizes differ from those given to hr_dit_open(), timesteps differ or are no
- *         number in 0..1000, -ENODATA all n_forwards are done, or an error of the stream. */
+ * @param inputs      as many as were given to hr_dit_open(), of the same sizes and as many unmasked
+ *                    tokens, one timestep for all
+ * @param velocities  for each input [n_targets, 16, h, w] f32; undefined after a failure
+ * @return 0; -EINVAL inputs differ from those given to hr_dit_open(), timesteps differ or are no
+ *         number in 0..1000; -ENODATA all n_forwards are done; -ERANGE NaN or infinity, the message
+ *         names the block; -EBADMSG a tensor is not what the manifest says; -ECANCELED after
+ *         hr_dit_interrupt(); or an error of the stream or the device. After the last four the
+ *         model is of no more use: later calls give the same code. */
 HR_API int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs,
                           float *const *velocities, struct hr_error *err);
 
@@ -735,7 +743,7 @@ struct hr_picture {
 };
 
 struct hr_denoise_step {
-    uint32_t step_idx; /* steps done, of this run and those it resumes */
+    uint32_t n_done; /* steps, of this run and those it resumes */
     uint32_t n_steps;
     float sigma;                /* at which the step began           */
     uint64_t bytes_used;        /* weights                           */
@@ -762,10 +770,11 @@ struct hr_denoise_params {
     enum hr_schedule schedule;
     float strength; /* of img2img, in (0, 1]; 0: 1                                                */
     bool mu_given;
-    float mu;        /* of the dynamic schedule, instead of the size's own                        */
+    float mu;        /* of the dynamic schedule, -20 to 20, instead of the size's own             */
     float cfg_scale; /* v = v_neg + scale (v_pos - v_neg); 0: 4; 1: no guidance                   */
     bool cfg_norm;   /* scale each token back to the positive prediction's norm, as diffusers     */
-    const char *resume_dir; /* keep each finished step there, and go on from the last             */
+    const char *resume_dir;   /* keep each finished step there, and go on from the last; borrowed
+                                 until close                                                      */
     hr_denoise_step_fn *step; /* after each step                                                  */
     void *step_user;
 };
@@ -843,10 +852,13 @@ struct hr_synth_params {
 /* @return 0; -ENOSPC with what is needed and what is free, -EEXIST, -ECANCELED, -EINVAL or the
  *         error of a system call. On failure nothing is left behind. */
 HR_API int hr_synth(const struct hr_synth_params *params, struct hr_error *err);
-/* Bytes that hr_synth() would write, headers included; for a check of free space. */
+/* Bytes that hr_synth() would write, headers included; for a check of free space. 0 where it would
+ * refuse the parameters. */
 HR_API uint64_t hr_synth_bytes(const struct hr_synth_params *params);
-/* The value generator itself: element i of n of the tensor `name` [.., in] of the rule that fits
- * the name; see hr_synth_params. `scale` 0: the rule's own; else u * scale (inputs). */
+/* The value generator itself: elements first to first + n - 1 of the tensor `name`, by the rule
+ * that fits the name; see hr_synth_params.
+ * @param n_in   columns of the tensor, where its rank is 2
+ * @param scale  0: the rule's own; else u * scale (inputs) */
 HR_API void hr_synth_values(float *dst, const char *name, uint64_t first, uint64_t n, uint32_t rank,
                             uint64_t n_in, double scale);
 

@@ -536,7 +536,7 @@ class _Callbacks:
 
         @ffi.callback("hr_denoise_step_fn")
         def step(user: Any, progress: Any) -> None:
-            ffi.from_handle(user)._bar(progress.step_idx, progress.n_steps)
+            ffi.from_handle(user)._bar(progress.n_done, progress.n_steps)
 
         self.dit, self.step = dit, step
 

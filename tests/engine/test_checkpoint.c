@@ -373,7 +373,10 @@ static void test_prefixes(void **state)
     scratch_weights(path, "scaled_fp8");
     assert_names(path, "scaled_fp8");
     scratch_weights(path, "diffusion_model.scaled_fp8 scaled_fp8");
-    assert_refused(path, -EBADMSG, "two tensors are called \"scaled_fp8\"");
+    assert_refused(
+        path, -EBADMSG,
+        "two tensors are called \"scaled_fp8\" once their prefix is gone; the file holds "
+        "two models, keep one of them");
 }
 
 /* ---- config and values -------------------------------------------------------------- */
@@ -391,6 +394,29 @@ static void test_config(void **state)
     scratch_text(scratch("config.json"), "{\"_class_name\": \"FluxTransformer2DModel\"}");
     assert_works(open_one(&checkpoint, scratch("a.safetensors"), &err));
     assert_fails(hr_checkpoint_get_config(checkpoint, &config, &err), -EOPNOTSUPP, "config.json: ");
+    hr_checkpoint_close(&checkpoint);
+}
+
+/* Names of files come from strangers, too. */
+static void test_printable(void **state)
+{
+    const char *const no_such[] = {"x"};
+    struct hr_checkpoint *checkpoint;
+    struct hr_stream *stream = NULL;
+    uint32_t joint_dim;
+
+    (void) state;
+    scratch_weights(scratch("\x1b[2J.safetensors"), "img_in.weight txt_norm.weight");
+    assert_works(open_one(&checkpoint, scratch("%s", ""), &err));
+    assert_string_equal(strrchr(hr_checkpoint_shard_shown(checkpoint, 0), '/'),
+                        "/\\x1b[2J.safetensors");
+    assert_fails(hr_dit_joint_dim(checkpoint, &joint_dim, &err), -EBADMSG,
+                 "/\\x1b[2J.safetensors: tensor img_in.weight has the shape [2]; expected [width, "
+                 "64], width a multiple of 128 up to 131072");
+    assert_works(hr_stream_open(&stream, checkpoint, NULL, &err));
+    assert_fails(hr_stream_plan(stream, no_such, 1, 0, 1, &err), -ENOENT,
+                 "no tensor is called \"x\"; headrace inspect lists the names");
+    hr_stream_close(&stream);
     hr_checkpoint_close(&checkpoint);
 }
 
@@ -444,6 +470,7 @@ int main(void)
         scratch_test(test_links),
         scratch_test(test_prefixes),
         scratch_test(test_config),
+        scratch_test(test_printable),
         scratch_test(test_read_errors),
     };
 

@@ -208,7 +208,7 @@ static void stop_after(void *user, const struct hr_denoise_step *step)
 {
     const struct stopper *s = user;
 
-    if (step->step_idx == s->after)
+    if (step->n_done == s->after)
         hr_denoise_interrupt(s->denoise);
 }
 
@@ -291,6 +291,17 @@ static void test_resume_refuses_another_run(void **state)
     other.inputs.images[0].data = NULL;
     expect_refused(folder, params, &other, -EINVAL, "initial latents");
 
+    static float init[N], mask[H * W];
+
+    other = picture();
+    other.init = init;
+    other.mask = mask;
+    snprintf(path, sizeof(path), "%s/resume-inpainting", model.folder);
+    params.resume_dir = path;
+    expect_denoised(&params, &other, out);
+    init[7] = 1.0f; /* at sigma 1 only what is kept tells */
+    expect_refused(path, params, &other, -EINVAL, "kept latents of picture 0");
+
     snprintf(path, sizeof(path), "%s/state.json", folder);
     write_text(path, "{\"version\": 1, \"step\": -1, \"facts\": {}}");
     expect_refused(folder, params, &p, -EBADMSG, "no state of a denoising run");
@@ -364,9 +375,11 @@ static void test_bad_params(void **state)
         {{.n_steps = 0}, "0 steps"},
         {{.n_steps = 1001}, "1001 steps"},
         {{.n_steps = 2, .strength = -1.0f}, "strength"},
-        {{.n_steps = 2, .strength = 0.5f}, "latents to start from"},
+        {{.n_steps = 2, .strength = 0.5f}, "image to start from (init_latents"},
         {{.n_steps = 2, .cfg_scale = NAN}, "guidance scale"},
-        {{.n_steps = 2, .mu_given = true, .mu = NAN}, "mu"},
+        {{.n_steps = 2, .mu_given = true, .mu = NAN}, "mu is nan"},
+        {{.n_steps = 2, .mu_given = true, .mu = 20.5f}, "mu is 20.5; expected -20 to 20"},
+        {{.n_steps = 2, .mu_given = true, .mu = -1e30f}, "expected -20 to 20"},
     };
 
     (void) state;
@@ -385,6 +398,78 @@ static void test_bad_params(void **state)
     assert_non_null(strstr(err.message, "different size"));
 }
 
+/* Sizes are looked at before anything is made of them. */
+static void test_bad_images(void **state)
+{
+    static const struct hr_latent sizes[] = {{NULL, 0, W},
+                                             {NULL, H, 0},
+                                             {NULL, 1, 64},
+                                             {NULL, H, 7},
+                                             {NULL, UINT32_MAX - 1, UINT32_MAX - 1}};
+    const struct hr_denoise_params params = {.n_steps = 2};
+    struct hr_denoise *d = NULL;
+    struct hr_error err = {0};
+    static const float few[1];
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(sizes); i++) {
+        struct hr_picture p = picture();
+
+        p.inputs.images[0] = sizes[i];
+        hr_error_clear(&err);
+        assert_int_equal(hr_denoise_open(&d, model.checkpoint, &params, &p, 1, &err), -EINVAL);
+        assert_non_null(strstr(err.message, "height and width must be even"));
+    }
+    /* A second target that is smaller than the first is not read beyond its end. */
+    struct hr_picture p = picture();
+
+    p.inputs.images[1] = (struct hr_latent){few, 2, 2};
+    p.inputs.n_images = p.inputs.n_targets = 2;
+    hr_error_clear(&err);
+    assert_int_equal(hr_denoise_open(&d, model.checkpoint, &params, &p, 1, &err), -EINVAL);
+    assert_non_null(strstr(err.message, "target image 1 is 2 x 2, but the first is 6 x 10"));
+    p.inputs.n_images = p.inputs.n_targets = 0;
+    hr_error_clear(&err);
+    assert_int_equal(hr_denoise_open(&d, model.checkpoint, &params, &p, 1, &err), -EINVAL);
+    assert_non_null(strstr(err.message, "expected 1 to 32 images and at least one target"));
+}
+
+static void test_too_many_prompts(void **state)
+{
+    static struct hr_picture p[HR_SAMPLES_MAX];
+    struct hr_denoise *d = NULL;
+    struct hr_error err = {0};
+
+    (void) state;
+    for (unsigned i = 0; i < HR_SAMPLES_MAX; i++)
+        p[i] = picture(); /* with a negative prompt each */
+    assert_int_equal(hr_denoise_open(&d, model.checkpoint,
+                                     &(struct hr_denoise_params){.n_steps = 2}, p, HR_SAMPLES_MAX,
+                                     &err),
+                     -EINVAL);
+    assert_non_null(strstr(err.message, "more than 16 prompts"));
+    assert_non_null(strstr(err.message, "run fewer pictures at a time"));
+}
+
+/* A plan looks at sizes and masks; data, the seed's too, are another matter. */
+static void test_predict_without_data(void **state)
+{
+    struct hr_picture p = picture();
+    struct hr_dit_prediction want, got;
+    struct hr_error err = {0};
+
+    (void) state;
+    assert_int_equal(hr_denoise_predict(model.checkpoint, &(struct hr_denoise_params){.n_steps = 3},
+                                        &p, 1, &want, NULL, &err),
+                     0);
+    p.inputs.images[0].data = (const float *) 64; /* none of these can be read */
+    p.inputs.prompt_emb = p.negative_emb = p.init = p.mask = (const float *) 64;
+    assert_int_equal(hr_denoise_predict(model.checkpoint, &(struct hr_denoise_params){.n_steps = 3},
+                                        &p, 1, &got, NULL, &err),
+                     0);
+    assert_int_equal(got.run_bytes, want.run_bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -396,6 +481,9 @@ int main(void)
         cmocka_unit_test(test_resume_refuses_another_run),
         cmocka_unit_test(test_resume_refuses_another_lora),
         cmocka_unit_test(test_bad_params),
+        cmocka_unit_test(test_bad_images),
+        cmocka_unit_test(test_too_many_prompts),
+        cmocka_unit_test(test_predict_without_data),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

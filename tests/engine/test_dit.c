@@ -123,7 +123,7 @@ static void test_forwards(void **state)
     in = model.inputs;
     in.images[0].w = 8;
     assert_int_equal(forward(dit, &in, again, &err), -EINVAL);
-    assert_non_null(strstr(err.message, "differ in size"));
+    assert_non_null(strstr(err.message, "input 0 differs in size or unmasked tokens"));
     hr_error_clear(&err);
 
     in = model.inputs;
@@ -134,6 +134,7 @@ static void test_forwards(void **state)
     assert_int_equal(forward(dit, &in, again, &err), 0);
     assert_memory_equal(first, again, sizeof(first));
     assert_int_equal(forward(dit, &in, again, &err), -ENODATA);
+    assert_non_null(strstr(err.message, "open it again, for more forwards"));
 
     hr_dit_get_stats(dit, &stats);
     assert_int_equal(stats.n_blocks, 3);
@@ -434,6 +435,18 @@ static void test_memory_is_flat(void **state)
     hr_dit_close(&dit);
 }
 
+/* A folder that has no unnamed files, and what helps. */
+static void test_mods_folder(void **state)
+{
+    struct hr_dit_mods mods;
+    struct hr_error err = {0};
+
+    (void) state;
+    assert_true(hr_dit_mods_init(&mods, 2, 8, 0, "/proc", &err) < 0);
+    assert_non_null(strstr(err.message, "/proc: no temporary file for modulation vectors: "));
+    assert_non_null(strstr(err.message, "name another folder (--resume, or else TMPDIR)"));
+}
+
 static void test_names(void **state)
 {
     const char **names = NULL;
@@ -535,6 +548,7 @@ int main(void)
         cmocka_unit_test(test_failed_stays_failed),
         cmocka_unit_test(test_interrupt),
         cmocka_unit_test(test_memory_is_flat),
+        cmocka_unit_test(test_mods_folder),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_timestep),
         cmocka_unit_test(test_pack_unpack),

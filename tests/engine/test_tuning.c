@@ -141,6 +141,65 @@ static void test_strange_files(void **state)
     free(path);
 }
 
+/* In small blocks there are more reads to be recorded than by default. */
+static void test_trace_has_room(void **state)
+{
+    const uint32_t n = hr_checkpoint_n_tensors(model.checkpoint);
+    const char **names = calloc(n, sizeof(*names));
+    struct hr_tuning tuning = good;
+    struct hr_trace *trace = NULL;
+    struct hr_stream *stream = NULL;
+    struct hr_error err = {0};
+    struct hr_unit unit;
+    char *path = NULL;
+    int r;
+
+    (void) state;
+    assert_non_null(names);
+    for (uint32_t i = 0; i < n; i++)
+        names[i] = hr_checkpoint_tensor(model.checkpoint, i)->name;
+    tuning.block_bytes = 64 << 10;
+    assert_int_equal(hr_tuning_save(model.checkpoint, &tuning, &path, &err), 0);
+    assert_int_equal(hr_trace_open(&trace, 0, &err), 0);
+    assert_int_equal(
+        hr_stream_open(&stream, model.checkpoint, &(struct hr_stream_params){.trace = trace}, &err),
+        0);
+    r = hr_stream_plan(stream, names, n, 0, 1, &err);
+    while (r >= 0 && (r = hr_stream_next(stream, &unit, &err)) > 0)
+        hr_stream_release(stream, &unit);
+    assert_int_equal(r, 0);
+    assert_int_equal(hr_trace_dropped(trace), 0);
+    hr_stream_close(&stream);
+    hr_trace_close(&trace);
+    unlink(path);
+    free(path);
+    free(names);
+}
+
+/* Other blocks are no longer those that were measured; a refusal changes nothing. */
+static void test_other_blocks(void **state)
+{
+    struct hr_tuning tuning = good;
+    struct hr_stream *stream = NULL;
+    struct hr_stream_stats stats;
+    struct hr_error err = {0};
+    char *path = NULL;
+
+    (void) state;
+    assert_int_equal(hr_tuning_save(model.checkpoint, &tuning, &path, &err), 0);
+    assert_int_equal(hr_stream_open(&stream, model.checkpoint, NULL, &err), 0);
+    assert_int_equal(hr_stream_set_blocks(stream, 3 << 20, 1, &err), -EINVAL);
+    hr_stream_get_stats(stream, &stats);
+    assert_true(stats.tuned);
+    assert_int_equal(stats.block_bytes, good.block_bytes);
+    assert_int_equal(hr_stream_set_blocks(stream, 2 << 20, 1, NULL), 0);
+    hr_stream_get_stats(stream, &stats);
+    assert_false(stats.tuned);
+    hr_stream_close(&stream);
+    unlink(path);
+    free(path);
+}
+
 /* A run that was bound by a disk much slower than saved says so; any other does not. */
 static void test_slow_disk_is_said(void **state)
 {
@@ -272,6 +331,7 @@ int main(void)
         cmocka_unit_test(test_saved_and_used),    cmocka_unit_test(test_bad_values_are_not_saved),
         cmocka_unit_test(test_strange_files),     cmocka_unit_test(test_nowhere_to_save),
         cmocka_unit_test(test_slow_disk_is_said), cmocka_unit_test(test_range_state),
+        cmocka_unit_test(test_trace_has_room),    cmocka_unit_test(test_other_blocks),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
