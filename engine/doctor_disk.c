@@ -156,8 +156,8 @@ static void say_queue(const struct hr_doctor *d, const struct hr_disk *disk,
         snprintf(read_ahead, sizeof(read_ahead), "; read_ahead_kb %u", disk->read_ahead_kib);
     hr_doctor_say(d, fits ? HR_FINDING_OK : HR_FINDING_SLOW, "queue",
                   fits ? NULL : "headrace tune MODEL  # finds a depth for this queue",
-                  "%s: nr_requests %u; %d reads in flight are %u%s", disk->name, disk->n_requests,
-                  HR_DEPTH_DEFAULT, wanted, read_ahead);
+                  "%s: nr_requests %u; %d reads in flight make %u requests%s", disk->name,
+                  disk->n_requests, HR_DEPTH_DEFAULT, wanted, read_ahead);
 }
 
 static void say_link(const struct hr_doctor *d, const struct hr_disk *disk)

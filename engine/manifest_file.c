@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* manifest_file.c -- a manifest as a file, and what a difference from it is called. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "engine/files.h"
 #include "engine/verify.h"
@@ -15,6 +12,7 @@ enum { SHOWN_BYTES = 384 };
 int hr_manifest_read(struct hr_manifest **ret_manifest, const char *path, struct hr_error *err)
 {
     struct hr_manifest *manifest = calloc(1, sizeof(*manifest));
+    struct hr_error cause = {0};
     char shown[SHOWN_BYTES], *text = NULL;
     size_t bytes = 0;
     int r;
@@ -24,7 +22,11 @@ int hr_manifest_read(struct hr_manifest **ret_manifest, const char *path, struct
         return hr_error_set(err, -ENOMEM, "%s: no memory for a manifest", shown);
     r = hr_file_read_text(path, "the manifest", HR_MANIFEST_BYTES_MAX, &text, &bytes, err);
     if (r == 0)
-        r = hr_manifest_parse(manifest, text, bytes, shown, err);
+        r = hr_manifest_parse(manifest, text, bytes, shown, &cause);
+    if (cause.code == -EBADMSG)
+        hr_error_set(err, r, "%s; expected what headrace checksum writes", cause.message);
+    else if (cause.code)
+        hr_error_set(err, r, "%s", cause.message);
     free(text);
     if (r == 0)
         *ret_manifest = manifest;

@@ -2,7 +2,6 @@
 /* model_files.c -- see model_files.h. */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>

@@ -8,7 +8,6 @@
 #include "engine/states.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -150,7 +149,8 @@ static int check_entries(const struct hr_states *states, const struct hr_checkpo
         for (uint32_t t = 0; t < hr_checkpoint_n_tensors(checkpoint) && !any; t++)
             any = matches(entry, hr_checkpoint_tensor(checkpoint, t)->name);
         if (!any)
-            return fail(states, entry, -EINVAL, "no tensor and no module of the model is called so",
+            return fail(states, entry, -EINVAL,
+                        "matches no tensor and no module of the model; headrace inspect lists them",
                         err);
         const int r = check_computation(states, entry, precision, err);
 

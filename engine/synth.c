@@ -120,7 +120,8 @@ static int check_replaceable(const struct target *target, bool is_file, bool for
                                 target->shown, hr_printable(stranger, shown, sizeof(shown)));
     }
     if (!force)
-        return hr_error_set(err, -EEXIST, "%s: exists already; it is replaced only by force",
+        return hr_error_set(err, -EEXIST,
+                            "%s: exists already; choose another name, or --force replaces it",
                             target->shown);
     return 0;
 }
@@ -131,7 +132,10 @@ static int check_space(const struct target *target, uint64_t bytes, struct hr_er
     uint64_t free_bytes;
 
     if (statvfs(target->parent, &fs) < 0)
-        return fail(target, err, -errno, "look at the folder it shall be in");
+        return errno == ENOENT
+                   ? hr_error_set(err, -ENOENT, "%s: its folder does not exist; make it first",
+                                  target->shown)
+                   : fail(target, err, -errno, "look at the folder it shall be in");
     free_bytes = (uint64_t) fs.f_bavail * fs.f_frsize;
     if (bytes > free_bytes)
         return hr_error_set(err, -ENOSPC, "%s: %.2f GB are needed, %.2f GB are free on that disk",

@@ -250,7 +250,7 @@ static int read_members(struct reader *reader)
                    !reader->tensors.begin))
         r = hr_error_set(source->err, -EBADMSG,
                          "%s: no manifest of checksums: it lacks headrace_manifest, hash, files or "
-                         "tensors; headrace checksum makes one",
+                         "tensors",
                          source->what);
     return r;
 }

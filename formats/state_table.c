@@ -206,14 +206,16 @@ static int read_entry(struct reader *reader, const json_t *value, struct hr_stat
 int hr_state_table_parse(struct hr_state_table *ret_table, const char *json, size_t json_bytes,
                          const char *what, struct hr_error *err)
 {
+    struct hr_error cause = {0};
     const struct hr_json_source source = {
-        .text = json, .bytes = json_bytes, .what = what, .err = err};
+        .text = json, .bytes = json_bytes, .what = what, .err = &cause};
     struct hr_state_table table = {0};
     json_t *root = NULL;
     int r = hr_json_load(&root, &source);
 
     if (r < 0)
-        return r;
+        return hr_error_set(err, r, "%s; expected a table of states, see docs/memory.md",
+                            cause.message);
     const size_t n = json_array_size(root);
 
     if (!json_is_array(root) || n == 0 || n > HR_STATE_ENTRIES_MAX) {

@@ -105,14 +105,16 @@ class States(ModelCase):
                 ([entry("img_in", preparing=other)], ("entry 1", "preparing", "BF16", "float8_e4m3fn", "round")),
                 ([entry("*", computation=f32)], ("computation", "float32", "--precision f32")),
                 ([entry("*", computation=other)], ("computation", "float8_e4m3fn", "bfloat16")),
-                ([entry("no.such.module")], ("entry 1", "no.such.module", "no tensor")),
+                ([entry("no.such.module")], ("entry 1", "no.such.module", "matches no tensor and no module of "
+                                             "the model; headrace inspect lists them")),
                 ([dict(entry("*"), vram_limit=3)], ("entry 1", "vram_limit"))):
             result = self.denoise(*self.table(*table))
             if words:
                 self.assert_fails(result, "states.json", *words)
             else:
                 self.assertEqual(result.code, 0, result.err)
-        self.assert_fails(self.denoise(*self.table(text="[{")), "states.json")
+        self.assert_fails(self.denoise(*self.table(text="[{")), "states.json",
+                          "; expected a table of states, see docs/memory.md")
         self.assert_fails(self.denoise("--states", self.path("none.json")), "none.json", "table of states")
         self.assert_fails(self.denoise("--states", self.folder), "folder")
         self.assert_fails(self.denoise(*self.table(text=" " * (2 << 20))), "at most 1048576")

@@ -101,7 +101,7 @@ static void test_spinning_disk(void **state)
                  "echo mq-deadline | sudo tee /sys/block/sda/queue/scheduler");
     assert_found("requests", HR_FINDING_SLOW, "cut into 32",
                  "echo 4096 | sudo tee /sys/block/sda/queue/max_sectors_kb");
-    assert_found("queue", HR_FINDING_SLOW, "nr_requests 64; 16 reads in flight are 512",
+    assert_found("queue", HR_FINDING_SLOW, "nr_requests 64; 16 reads in flight make 512 requests",
                  "headrace tune");
     assert_false(found_is_there("link"));
     /* What the hardware does not take has no remedy, and is no fault. */

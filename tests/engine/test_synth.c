@@ -265,7 +265,7 @@ static void test_existing(void **state)
     (void) state;
     scratch_folder(params.path); /* an empty folder is no model */
     assert_works(hr_synth(&params, &err));
-    assert_fails(hr_synth(&params, &err), -EEXIST, "replaced only by force");
+    assert_fails(hr_synth(&params, &err), -EEXIST, "choose another name, or --force replaces it");
     params.force = true;
     scratch_text(scratch("m/notes.txt"), "mine");
     assert_fails(hr_synth(&params, &err), -EEXIST, "holds notes.txt");
@@ -282,9 +282,10 @@ static void test_existing(void **state)
     params.path = scratch("m.safetensors");
     scratch_text(params.path, "");
     params.force = false;
-    assert_fails(hr_synth(&params, &err), -EEXIST, "replaced only by force");
+    assert_fails(hr_synth(&params, &err), -EEXIST, "choose another name, or --force replaces it");
     params.path = scratch("none/m");
-    assert_fails(hr_synth(&params, &err), -ENOENT, "none/m: cannot ");
+    assert_fails(hr_synth(&params, &err), -ENOENT,
+                 "none/m: its folder does not exist; make it first");
     assert_string_equal(scratch_list(scratch("%s", "")), "file link m m.safetensors ");
 }
 
