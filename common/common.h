@@ -75,6 +75,12 @@ static inline uint64_t hr_max_u64(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+/* Whole MiB for messages, rounded up */
+static inline unsigned long long hr_mib(uint64_t bytes)
+{
+    return hr_div_ceil(bytes, HR_MIB);
+}
+
 /* a * b + c, or UINT64_MAX where that is less */
 static inline uint64_t hr_mul_add_u64(uint64_t a, uint64_t b, uint64_t c)
 {

@@ -52,7 +52,8 @@ static void carve_sample(struct hr_carver *c, const struct hr_dit *dit,
     }
 }
 
-uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
+/* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
+static uint64_t arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
 {
     const uint64_t D = dit->model.width, R = hr_dit_cond_rows(dit);
     struct hr_carver c = {.gpu = gpu};
@@ -282,7 +283,7 @@ static int prepare_parts(struct hr_dit *dit, const struct hr_dit_params *params,
         return r;
     dit->blocks = hr_stream_choose_blocks(dit->checkpoint, &params->stream);
     dit->budget.process_bytes = hr_memory_now().resident_bytes;
-    dit->budget.arena_bytes = hr_dit_arena_layout(dit, NULL);
+    dit->budget.arena_bytes = arena_layout(dit, NULL);
     r = share_memory(dit, params, err);
     if (r < 0)
         return r;
@@ -326,22 +327,17 @@ int hr_dit_prepare(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoi
 
 /* ---- open and close ----------------------------------------------------------------------- */
 
-static unsigned long long mib(uint64_t bytes)
-{
-    return (unsigned long long) hr_div_ceil(bytes, HR_MIB);
-}
-
 static void log_bytes(const struct hr_dit_prediction *p)
 {
     if (p->n_forwards == 1)
         hr_log(HR_LOG_INFO, "plan: %.2f GB of weights, at most %llu MiB of memory",
-               (double) p->run_bytes / 1e9, mib(p->peak_memory_bytes));
+               (double) p->run_bytes / 1e9, hr_mib(p->peak_memory_bytes));
     else
         hr_log(HR_LOG_INFO,
                "plan: %.2f GB of weights in the first pass, %.2f GB in each of %u more, at most "
                "%llu MiB of memory",
                (double) p->first_bytes / 1e9, (double) p->later_bytes / 1e9, p->n_forwards - 1,
-               mib(p->peak_memory_bytes));
+               hr_mib(p->peak_memory_bytes));
 }
 
 static int take_host_memory(struct hr_dit *dit, struct hr_error *err)
@@ -386,7 +382,7 @@ static int take_mods(struct hr_dit *dit, const struct hr_dit_params *params, str
         hr_log(HR_LOG_INFO,
                "modulation vectors of %u steps, %llu MiB, are more than a tenth of the memory "
                "limit and go to a temporary file",
-               dit->n_forwards, mib(dit->stats.mods_bytes));
+               dit->n_forwards, hr_mib(dit->stats.mods_bytes));
     return hr_dit_mods_init(&dit->mods, dit->n_forwards, step_floats,
                             hr_dit_mods_memory_max(params), params->spill_dir, err);
 }
@@ -416,10 +412,12 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         r = hr_trace_reserve(params->stream.trace, hr_dit_trace_events(dit));
     if (r < 0)
         return hr_error_set(err, r, "no memory for a trace");
-    hr_dit_arena_layout(dit, dit->gpu);
+    arena_layout(dit, dit->gpu);
     r = take_host_memory(dit, err);
     if (r == 0)
         r = load_extras(dit, err);
+    if (r == 0 && is_verified(params))
+        r = hr_dit_verify_start(&dit->verify, err);
     if (r == 0 && dit->timesteps)
         r = take_mods(dit, params, err);
     if (r == 0)
@@ -432,14 +430,16 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
     hr_log(HR_LOG_INFO,
            "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu, "
            "resident weights %llu",
-           mib(budget->process_bytes),
-           mib((budget->device_bytes ? 0 : budget->arena_bytes) + budget->host_bytes +
-               budget->mods_bytes),
-           mib(budget->scratch_bytes), mib(budget->ring_bytes), mib(dit->resident.size_bytes));
+           hr_mib(budget->process_bytes),
+           hr_mib((budget->device_bytes ? 0 : budget->arena_bytes) + budget->host_bytes +
+                  budget->mods_bytes),
+           hr_mib(budget->scratch_bytes), hr_mib(budget->ring_bytes),
+           hr_mib(dit->resident.size_bytes));
     if (budget->device_bytes)
         hr_log(HR_LOG_INFO,
                "memory of the device: %llu MiB, activations %llu, resident weights %llu",
-               mib(budget->device_bytes), mib(budget->arena_bytes), mib(dit->on_device.size_bytes));
+               hr_mib(budget->device_bytes), hr_mib(budget->arena_bytes),
+               hr_mib(dit->on_device.size_bytes));
     log_bytes(&dit->stats.predicted);
     r = hr_stream_open_blocks(&dit->stream, dit->checkpoint, &stream_params, &dit->blocks, err);
     if (r == 0)
@@ -522,8 +522,12 @@ int hr_dit_open(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoint,
                 const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
                 uint32_t n_inputs, struct hr_error *err)
 {
-    return hr_dit_open_tapped(ret_dit, checkpoint, params, inputs, n_inputs, NULL, NULL, false,
-                              err);
+    const int r =
+        hr_dit_open_tapped(ret_dit, checkpoint, params, inputs, n_inputs, NULL, NULL, false, err);
+
+    if (r == 0)
+        hr_dit_lora_warn(*ret_dit);
+    return r;
 }
 
 void hr_dit_get_stats(const struct hr_dit *dit, struct hr_dit_stats *ret_stats)

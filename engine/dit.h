@@ -339,9 +339,7 @@ uint64_t hr_dit_mods_memory_max(const struct hr_dit_params *params);
 /* The most events that the run adds to a trace. */
 uint64_t hr_dit_trace_events(const struct hr_dit *dit);
 
-/* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
-uint64_t hr_dit_arena_layout(struct hr_dit *dit, struct hr_gpu *gpu);
-/* Both passes over the layout, counting and taking, go through here. */
+/* Both passes over the arena's layout, counting and taking, go through here. */
 struct hr_carver {
     struct hr_gpu *gpu; /* NULL: count only */
     uint64_t bytes;
@@ -387,9 +385,10 @@ int hr_dit_scales_load(struct hr_dit *dit, struct hr_error *err);
 
 enum { HR_DIT_MERGED_FLOATS = 4 << 20 };
 
-/* Match the files with the model, warn of what fits nothing; reads headers only.
- * @return as hr_lora_open() */
+/* Match the files with the model; reads headers only. @return as hr_lora_open() */
 int hr_dit_lora_open(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err);
+/* Warn of what fits nothing. */
+void hr_dit_lora_warn(const struct hr_dit *dit);
 void hr_dit_lora_close(struct hr_dit *dit);
 void hr_dit_lora_carve(struct hr_dit *dit, struct hr_carver *c);
 /* Floats of dit->host through which the matrices go. */

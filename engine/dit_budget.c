@@ -75,11 +75,6 @@ static uint64_t plan_bytes(const struct hr_dit_model *model)
     return hr_align_up(bytes, RING_STEP_BYTES);
 }
 
-static unsigned long long mib(uint64_t bytes)
-{
-    return (unsigned long long) hr_div_ceil(bytes, HR_MIB);
-}
-
 /* Without a limit the machine's own is kept: better one line now than the kernel's killer later. */
 static int check_available(uint64_t bytes, struct hr_error *err)
 {
@@ -90,7 +85,7 @@ static int check_available(uint64_t bytes, struct hr_error *err)
     return hr_error_set(err, -ENOMEM,
                         "these inputs need %llu MiB of memory, and %llu MiB are available; use a "
                         "smaller picture or fewer inputs in one pass",
-                        mib(bytes), mib(available));
+                        hr_mib(bytes), hr_mib(available));
 }
 
 uint64_t hr_dit_budget_total(const struct hr_dit_budget *b)
@@ -135,13 +130,13 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
             err, -ENOMEM,
             "a ring of %llu MiB cannot hold the largest piece of a weight; it needs "
             "at least %llu MiB",
-            mib(params->stream.ring_bytes), mib(ring_min));
+            hr_mib(params->stream.ring_bytes), hr_mib(ring_min));
     if (params->ram_bytes && b->ring_bytes >= ring_min &&
         fixed + b->ring_bytes > params->ram_bytes && fixed + ring_min <= params->ram_bytes)
         return hr_error_set(err, -ENOMEM,
                             "a ring of %llu MiB does not fit beside %llu MiB of other memory into "
                             "the limit of %llu MiB; make it smaller, or leave it to the limit",
-                            mib(b->ring_bytes), mib(fixed), mib(params->ram_bytes));
+                            hr_mib(b->ring_bytes), hr_mib(fixed), hr_mib(params->ram_bytes));
     b->resident_bytes = b->keep_bytes;
     if (params->ram_bytes == 0)
         return check_available(fixed - b->process_bytes + b->ring_bytes, err);
@@ -156,15 +151,15 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
     }
     if (b->keep_bytes > 0)
         snprintf(kept, sizeof(kept), ", weights that the table of states keeps %llu",
-                 mib(b->keep_bytes));
+                 hr_mib(b->keep_bytes));
     return hr_error_set(
         err, -ENOMEM,
         "the memory limit is %llu MiB, but these inputs need %llu MiB: process and "
         "libraries %llu, activations%s %llu, scratch %llu, ring at least %llu%s; raise "
         "the limit or use a smaller picture",
-        mib(params->ram_bytes), mib(fixed + ring_min), mib(b->process_bytes + SLACK_BYTES),
+        hr_mib(params->ram_bytes), hr_mib(fixed + ring_min), hr_mib(b->process_bytes + SLACK_BYTES),
         dit->stats.lora_bytes ? " and LoRAs" : "",
-        mib((b->device_bytes ? 0 : b->arena_bytes) + b->host_bytes + b->mods_bytes +
-            b->trace_bytes),
-        mib(b->scratch_bytes), mib(ring_min), kept);
+        hr_mib((b->device_bytes ? 0 : b->arena_bytes) + b->host_bytes + b->mods_bytes +
+               b->trace_bytes),
+        hr_mib(b->scratch_bytes), hr_mib(ring_min), kept);
 }

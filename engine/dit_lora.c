@@ -16,30 +16,31 @@
 
 /* ---- which terms -------------------------------------------------------------------------- */
 
-static void warn_ignored(const char *path, const struct hr_lora_report *report, uint32_t n_tensors)
+static void warn_ignored(const struct hr_checkpoint *file, const struct hr_lora_report *report)
 {
-    char text[HR_LORA_NAMES_SHOWN * 100] = "", name[80], shown[256];
+    char text[HR_LORA_NAMES_SHOWN * 100] = "", name[80];
     size_t len = 0;
 
     for (uint32_t i = 0; i < HR_LORA_NAMES_SHOWN && report->ignored[i]; i++)
         len += (size_t) snprintf(text + len, sizeof(text) - len, "%s%s", i ? ", " : "",
                                  hr_printable(report->ignored[i], name, sizeof(name)));
     hr_log(HR_LOG_WARN, "%s: %u of %u tensors fit no layer of the model and are ignored: %s%s",
-           hr_printable(path, shown, sizeof(shown)), report->n_ignored, n_tensors, text,
+           hr_checkpoint_path(file), report->n_ignored, hr_checkpoint_n_tensors(file), text,
            report->n_ignored > HR_LORA_NAMES_SHOWN ? ", ..." : "");
+}
+
+void hr_dit_lora_warn(const struct hr_dit *dit)
+{
+    for (uint32_t i = 0; i < dit->stats.n_loras; i++)
+        if (dit->stats.loras[i].n_ignored > 0)
+            warn_ignored(hr_lora_checkpoint(dit->lora.files, i), &dit->stats.loras[i]);
 }
 
 static void take_reports(struct hr_dit *dit, const struct hr_dit_params *params)
 {
     dit->stats.n_loras = params->n_loras;
-    for (uint32_t i = 0; i < params->n_loras; i++) {
-        const struct hr_lora_report *report = hr_lora_get_report(dit->lora.files, i);
-
-        dit->stats.loras[i] = *report;
-        if (report->n_ignored > 0)
-            warn_ignored(params->loras[i].path, report,
-                         hr_checkpoint_n_tensors(hr_lora_checkpoint(dit->lora.files, i)));
-    }
+    for (uint32_t i = 0; i < params->n_loras; i++)
+        dit->stats.loras[i] = *hr_lora_get_report(dit->lora.files, i);
 }
 
 /* All linear layers, also those that are not run: a file that fits them fits the model. */

@@ -132,14 +132,13 @@ int hr_resident_take(struct hr_resident_set *set, struct hr_error *err)
             err, -ENOMEM,
             "the memory limit leaves %llu MiB for resident weights, but the machine "
             "has only %llu MiB available; lower the limit",
-            (unsigned long long) (set->size_bytes / HR_MIB),
-            (unsigned long long) (available / HR_MIB));
+            hr_mib(set->size_bytes), (unsigned long long) (available / HR_MIB));
     void *store =
         mmap(NULL, set->size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (store == MAP_FAILED)
         return hr_error_set(err, -ENOMEM, "no memory for %llu MiB of resident weights",
-                            (unsigned long long) (set->size_bytes / HR_MIB));
+                            hr_mib(set->size_bytes));
     if (set->size_bytes >= HUGE_BYTES)
         madvise(store, set->size_bytes, MADV_HUGEPAGE); /* fewer misses; no matter if refused */
     set->store = store;

@@ -121,9 +121,14 @@ int hr_dit_verify_init(struct hr_dit_verify *verify, const struct hr_checkpoint 
     r = check_files(verify, err);
     for (uint32_t i = 0; i < n_plan && r == 0; i++)
         r = check_listed(verify, plan[i], err);
-    if (r < 0)
-        return r;
-    verify->checked = calloc(hr_checkpoint_n_tensors(checkpoint), sizeof(*verify->checked));
+    return r;
+}
+
+int hr_dit_verify_start(struct hr_dit_verify *verify, struct hr_error *err)
+{
+    int r;
+
+    verify->checked = calloc(hr_checkpoint_n_tensors(verify->checkpoint), sizeof(*verify->checked));
     if (!verify->checked)
         return hr_error_set(err, -ENOMEM, "no memory for checksums");
     r = hr_tensor_hash_init(&verify->hash, err);

@@ -38,10 +38,12 @@ struct hr_dit_verify {
 
 /* All but the bytes of tensors is compared here.
  * @param plan  n_plan tensors that will stream
- * @return 0, -EBADMSG something differs, -ENOMEM, or the error of reading a header */
+ * @return 0, -EBADMSG something differs, or the error of reading a header */
 int hr_dit_verify_init(struct hr_dit_verify *verify, const struct hr_checkpoint *checkpoint,
                        const struct hr_manifest *manifest, bool always,
                        const struct hr_tensor *const *plan, uint32_t n_plan, struct hr_error *err);
+/* Before the first unit: the thread, and memory for what it has compared. */
+int hr_dit_verify_start(struct hr_dit_verify *verify, struct hr_error *err);
 void hr_dit_verify_uninit(struct hr_dit_verify *verify);
 
 /* Have the next unit of the stream compared; its bytes must stay until that is done.

@@ -11,11 +11,6 @@
 
 enum { REMEDY_BYTES = 256, REASON_BYTES = 128 };
 
-static unsigned long long mib(uint64_t bytes)
-{
-    return bytes / HR_MIB;
-}
-
 static const struct hr_io_backend_trial *find(const struct hr_io_trial *trial, const char *name)
 {
     for (uint32_t i = 0; i < trial->n_backends; i++)
@@ -138,11 +133,11 @@ static void say_memlock(const struct hr_doctor *d, const struct hr_io_trial *tri
                  (unsigned long long) (limit.rlim_max / HR_KIB));
     if (uring_works && uring->pinned_bytes == trial->ring_bytes)
         hr_doctor_say(d, HR_FINDING_OK, "memlock", NULL, "%s; a ring of %llu MiB was registered",
-                      text, mib(trial->ring_bytes));
+                      text, hr_mib(trial->ring_bytes));
     else if (uring_works || limit.rlim_max < HR_RING_BYTES_DEFAULT)
         hr_doctor_say(d, HR_FINDING_SLOW, "memlock", remedy,
                       "%s; a ring of %llu MiB is not registered, and reads cost more CPU time",
-                      text, mib(trial->ring_bytes));
+                      text, hr_mib(trial->ring_bytes));
     else
         hr_doctor_say(d, HR_FINDING_OK, "memlock", NULL, "%s", text);
 }
@@ -191,7 +186,7 @@ static void say_huge_pages(const struct hr_doctor *d, const struct hr_io_trial *
                   has ? NULL : hr_doctor_huge_remedy(d, remedy, sizeof(remedy)),
                   "%llu of a ring's %llu MiB; transparent ones: %s; reserved and free: %llu of 2 "
                   "MiB",
-                  mib(trial->huge_bytes), mib(trial->ring_bytes), said ? said : "not there",
+                  hr_mib(trial->huge_bytes), hr_mib(trial->ring_bytes), said ? said : "not there",
                   (unsigned long long) hr_sys_field(0, meminfo, "HugePages_Free:"));
 }
 

@@ -183,7 +183,8 @@ static int time_forwards(const struct hr_dit *like, const struct hr_dit_params *
         p.timesteps = NULL;
         p.n_forwards = FORWARDS_MAX;
     }
-    r = hr_dit_open(&dit, like->checkpoint, &p, d->inputs, like->n_samples, err);
+    r = hr_dit_open_tapped(&dit, like->checkpoint, &p, d->inputs, like->n_samples, NULL, NULL,
+                           false, err);
     ret_times->blocks_ns = UINT64_MAX;
     for (uint32_t k = 0; r == 0 && k < hr_min_u64(FORWARDS_MAX, dit->n_forwards); k++) {
         for (uint32_t i = 0; i < like->n_samples; i++)
@@ -293,6 +294,7 @@ int hr_dit_predict(const struct hr_checkpoint *checkpoint, const struct hr_dit_p
     r = hr_dit_prepare(&dit, checkpoint, params, inputs, n_inputs, false, err);
     if (r < 0)
         return r;
+    hr_dit_lora_warn(dit);
     const struct hr_dit_prediction prediction = dit->stats.predicted;
 
     if (ret_forecast)

@@ -443,12 +443,15 @@ static void test_samples_share_a_pass(void **state)
 /* ---- reports and refusals ----------------------------------------------------------------- */
 
 static char logged[4096];
+static unsigned n_logged;
 
 static void keep_log(void *user, enum hr_log_level level, const char *message)
 {
     (void) user;
-    if (level == HR_LOG_WARN)
-        snprintf(logged, sizeof(logged), "%s", message);
+    if (level != HR_LOG_WARN)
+        return;
+    snprintf(logged, sizeof(logged), "%s", message);
+    n_logged++;
 }
 
 /* Tensors that fit nothing; blocks that are not run take no memory, but do fit. */
@@ -458,6 +461,8 @@ static void test_report(void **state)
     const struct hr_lora_file file = {path_of("lora.safetensors"), 1.0f};
     struct hr_dit_params params = {
         .precision = HR_PRECISION_F32, .loras = &file, .n_loras = 1, .n_layers = 1};
+    struct hr_dit_prediction prediction;
+    struct hr_dit_forecast forecast;
     struct any_file lora = {0};
     struct hr_dit_stats stats;
 
@@ -469,7 +474,13 @@ static void test_report(void **state)
     any_file_write(&lora, file.path);
     any_file_free(&lora);
     hr_log_set(keep_log, NULL, HR_LOG_WARN);
+    n_logged = 0;
     expect_runs(model.path, &params, got, &stats);
+    assert_int_equal(n_logged, 1);
+    assert_int_equal(
+        hr_dit_predict(model.checkpoint, &params, &model.inputs, 1, &prediction, &forecast, NULL),
+        0);
+    assert_int_equal(n_logged, 2); /* once, however often it is opened to be measured */
     hr_log_set(NULL, NULL, HR_LOG_WARN);
     assert_int_equal(stats.n_loras, 1);
     assert_int_equal(stats.loras[0].n_modules, 1);

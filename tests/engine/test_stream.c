@@ -92,6 +92,12 @@ static void test_every_byte(void **state)
             fail_msg("%s", err.message);
         assert_int_equal(hr_stream_next(stream, &unit, &err), 0); /* and stays at the end */
         hr_stream_get_stats(stream, &stats);
+        uint32_t n_direct = 0;
+
+        for (uint32_t i = 0; i < stats.n_files; i++)
+            n_direct += hr_stream_shard_direct(stream, i);
+        assert_int_equal(n_direct, stats.n_files_direct);
+        assert_true(settings[s].direct != HR_DIRECT_OFF || n_direct == 0);
         assert_int_equal(stats.units, units);
         assert_int_equal(stats.bytes_used, bytes);
         assert_true(stats.bytes_read >= bytes);
