@@ -42,10 +42,6 @@ int hr_synth_layout_init(struct hr_synth_layout *ret_layout, const struct hr_syn
                          struct hr_error *err);
 void hr_synth_layout_uninit(struct hr_synth_layout *layout);
 
-/* Bytes begin .. begin + n - 1 of a shard's file. */
-void hr_synth_shard_bytes(void *dst, const struct hr_synth_layout *layout,
-                          const struct hr_synth_shard *shard, uint64_t begin, uint64_t n);
-
 /* Write all shards into the folder, the only one of a single file under `file_name`.
  * @param shown  the model's name, for messages
  * @return 0, -ECANCELED or the error of a system call; the files are then whatever they are */

@@ -6,14 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/dit.h"
 #include "engine/files.h"
 #include "engine/synth.h"
 
 enum {
-    HEAD_DIM = 128,
-    LAYERS_MAX = 10000,
-    HEADS_MAX = 1024,
-    JOINT_MAX = 65536,
     PREFIX_MAX = 256,
     NAME_MAX_BYTES = 80, /* without the prefix */
 };
@@ -89,7 +86,7 @@ struct builder {
 
 static uint64_t dim_of(const struct sizes *sizes, enum dim dim)
 {
-    const uint64_t width = (uint64_t) HEAD_DIM * sizes->n_heads;
+    const uint64_t width = (uint64_t) HR_HEAD_DIM * sizes->n_heads;
 
     switch (dim) {
     case DIM_NONE:
@@ -99,7 +96,7 @@ static uint64_t dim_of(const struct sizes *sizes, enum dim dim)
     case DIM_TIME:
         return 256;
     case DIM_HEAD:
-        return HEAD_DIM;
+        return HR_HEAD_DIM;
     case DIM_JOINT:
         return sizes->joint_dim;
     case DIM_TWO:
@@ -323,7 +320,7 @@ static int build_texts(struct hr_synth_layout *layout, const struct hr_synth_par
     const struct hr_config config = {
         .num_layers = sizes->n_layers,
         .num_attention_heads = sizes->n_heads,
-        .attention_head_dim = HEAD_DIM,
+        .attention_head_dim = HR_HEAD_DIM,
         .in_channels = 64,
         .out_channels = 16,
         .patch_size = 2,
@@ -358,10 +355,12 @@ static int check_params(const struct hr_synth_params *params, struct sizes *ret_
     };
 
     *ret_is_file = params->path && hr_has_suffix(params->path, ".safetensors");
-    if (sizes.n_layers > LAYERS_MAX || sizes.n_heads > HEADS_MAX || sizes.joint_dim > JOINT_MAX)
-        return hr_error_set(
-            err, -EINVAL, "%u layers, %u heads, joint dimension %u: at most %d, %d and %d",
-            sizes.n_layers, sizes.n_heads, sizes.joint_dim, LAYERS_MAX, HEADS_MAX, JOINT_MAX);
+    if (sizes.n_layers > HR_DIT_LAYERS_MAX || sizes.n_heads > HR_DIT_HEADS_MAX ||
+        sizes.joint_dim > HR_DIT_JOINT_MAX)
+        return hr_error_set(err, -EINVAL,
+                            "%u layers, %u heads, joint dimension %u: at most %d, %d and %d",
+                            sizes.n_layers, sizes.n_heads, sizes.joint_dim, HR_DIT_LAYERS_MAX,
+                            HR_DIT_HEADS_MAX, HR_DIT_JOINT_MAX);
     if (params->dtype != HR_DTYPE_BOOL &&
         ((unsigned) params->dtype >= HR_DTYPE_COUNT || !hr_dtype_is_computable(params->dtype)))
         return hr_error_set(err, -EINVAL, "dtype %s: must be F32, F16, BF16, F8_E4M3 or F8_E5M2",

@@ -78,8 +78,9 @@ static void tensor_part(uint8_t *dst, const struct hr_synth_layout *layout, uint
     }
 }
 
-void hr_synth_shard_bytes(void *dst, const struct hr_synth_layout *layout,
-                          const struct hr_synth_shard *shard, uint64_t begin, uint64_t n)
+/* Bytes begin .. begin + n - 1 of a shard's file. */
+static void shard_bytes(void *dst, const struct hr_synth_layout *layout,
+                        const struct hr_synth_shard *shard, uint64_t begin, uint64_t n)
 {
     const uint64_t end = begin + n;
     uint32_t low = 0, high = shard->n_entries; /* the first tensor that ends after begin */
@@ -234,7 +235,7 @@ static void *work(void *arg)
         const char *doing = "write";
         int r;
 
-        hr_synth_shard_bytes(worker->chunk, writer->layout, shard, offset, bytes);
+        shard_bytes(worker->chunk, writer->layout, shard, offset, bytes);
         memset(worker->chunk + bytes, 0, hr_align_up(bytes, ALIGN_BYTES) - bytes);
         r = write_chunk(output, worker->chunk, offset, bytes);
 
@@ -296,14 +297,15 @@ static int run_workers(struct writer *writer, struct worker *workers, unsigned n
 
     writer->n_running = n; /* before any can end */
     while (n_started < n) {
-        const int r = pthread_create(&workers[n_started].thread, NULL, work, &workers[n_started]);
+        const int r =
+            hr_thread_start(&workers[n_started].thread, "hr-synth", 0, work, &workers[n_started]);
 
-        if (r != 0) {
+        if (r < 0) {
             pthread_mutex_lock(&writer->lock);
             writer->n_running -= n - n_started;
             if (n_started == 0)
                 writer->code =
-                    hr_error_set(writer->err, -r, "%s: cannot start a thread", writer->shown);
+                    hr_error_set(writer->err, r, "%s: cannot start a thread", writer->shown);
             pthread_mutex_unlock(&writer->lock);
             break; /* fewer do it too */
         }
