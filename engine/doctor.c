@@ -158,22 +158,14 @@ static int add_stand_in(struct subject *s, const char *path, const char *shown,
 static int take_folder(struct subject *s, const struct hr_doctor_params *params, const char *path,
                        const char *shown, struct hr_error *err)
 {
-    struct hr_folder_list list = {0};
+    struct hr_folder_list list;
     struct hr_folder folder;
-    int r = hr_folder_open(&folder, path, params->cache_dir, err);
+    int r = hr_folder_open_model(&folder, &list, path, params->cache_dir, err);
 
     if (r < 0)
         return r;
-    r = hr_folder_list(&list, &folder, err);
-    if (r == 0 && list.has_transformer && (list.is_pipeline || list.n_weights == 0)) {
-        hr_folder_list_uninit(&list);
-        r = hr_folder_descend(&folder, "transformer", err);
-        if (r == 0)
-            r = hr_folder_list(&list, &folder, err);
-    }
-    if (r == 0)
-        r = list.n_weights > 0 ? add_weights(s, &folder, &list, shown, err)
-                               : add_stand_in(s, path, shown, err);
+    r = list.n_weights > 0 ? add_weights(s, &folder, &list, shown, err)
+                           : add_stand_in(s, path, shown, err);
     if (r == 0) {
         s->fd = s->no_file[0] ? dup(folder.fd) : s->files[0].fd;
         s->owns_fd = s->no_file[0];

@@ -171,24 +171,12 @@ static int open_folder(struct hr_model_files *files, const char *path, const cha
                        struct hr_error *err)
 {
     struct hr_folder folder;
-    struct hr_folder_list list = {0};
-    int r = hr_folder_open(&folder, path, cache_dir, err);
+    struct hr_folder_list list;
+    int r = hr_folder_open_model(&folder, &list, path, cache_dir, err);
 
     if (r < 0)
         return r;
-    r = hr_folder_list(&list, &folder, err);
-    /* The folder of a whole pipeline: its text encoder and VAE are not ours. */
-    if (r == 0 && list.has_transformer &&
-        (list.is_pipeline || list.n_weights + list.n_indices == 0)) {
-        hr_log(HR_LOG_INFO, "%s: a pipeline's folder; the model is in its transformer/",
-               files->shown);
-        hr_folder_list_uninit(&list);
-        r = hr_folder_descend(&folder, "transformer", err);
-        if (r == 0)
-            r = hr_folder_list(&list, &folder, err);
-    }
-    if (r == 0)
-        r = open_listed(files, &folder, &list, err);
+    r = open_listed(files, &folder, &list, err);
     if (r == 0)
         r = read_config(files, &folder, err);
     hr_folder_list_uninit(&list);

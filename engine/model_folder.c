@@ -156,7 +156,7 @@ static int resolve(const struct hr_folder *folder, const char *name, char **ret_
     return 0;
 }
 
-int hr_folder_descend(struct hr_folder *folder, const char *name, struct hr_error *err)
+static int descend(struct hr_folder *folder, const char *name, struct hr_error *err)
 {
     char shown[PATH_SHOWN_BYTES], reason[128];
     char *real, *path;
@@ -249,8 +249,8 @@ static int add_name(struct hr_folder_list *list, int dir_fd, const char *name)
     return 0;
 }
 
-int hr_folder_list(struct hr_folder_list *ret_list, const struct hr_folder *folder,
-                   struct hr_error *err)
+static int make_list(struct hr_folder_list *ret_list, const struct hr_folder *folder,
+                     struct hr_error *err)
 {
     struct hr_folder_list list = {0};
     char shown[PATH_SHOWN_BYTES], reason[128];
@@ -299,6 +299,35 @@ void hr_folder_list_uninit(struct hr_folder_list *list)
     free_names(list->weights, list->n_weights);
     free_names(list->indices, list->n_indices);
     *list = (struct hr_folder_list){0};
+}
+
+int hr_folder_open_model(struct hr_folder *ret_folder, struct hr_folder_list *ret_list,
+                         const char *path, const char *cache_dir, struct hr_error *err)
+{
+    struct hr_folder_list list = {0};
+    struct hr_folder folder;
+    char shown[PATH_SHOWN_BYTES];
+    int r = hr_folder_open(&folder, path, cache_dir, err);
+
+    if (r < 0)
+        return r;
+    r = make_list(&list, &folder, err);
+    if (r == 0 && list.has_transformer &&
+        (list.is_pipeline || list.n_weights + list.n_indices == 0)) {
+        hr_log(HR_LOG_INFO, "%s: a pipeline's folder; the model is in its transformer/",
+               hr_printable(path, shown, sizeof(shown)));
+        hr_folder_list_uninit(&list);
+        r = descend(&folder, TRANSFORMER, err);
+        if (r == 0)
+            r = make_list(&list, &folder, err);
+    }
+    if (r < 0) {
+        hr_folder_close(&folder);
+        return r;
+    }
+    *ret_folder = folder;
+    *ret_list = list;
+    return 0;
 }
 
 /* ---- parts -------------------------------------------------------------------------- */

@@ -25,12 +25,12 @@ struct hr_folder_list {
 /* @param cache_dir  hr_checkpoint_params.cache_dir */
 int hr_folder_open(struct hr_folder *ret_folder, const char *path, const char *cache_dir,
                    struct hr_error *err);
-/* Go down into `name`; links may still lead anywhere in the folder that was opened first. */
-int hr_folder_descend(struct hr_folder *folder, const char *name, struct hr_error *err);
 void hr_folder_close(struct hr_folder *folder);
 
-int hr_folder_list(struct hr_folder_list *ret_list, const struct hr_folder *folder,
-                   struct hr_error *err);
+/* Open and list a model's folder: that named, or where it is a whole pipeline's, whose text encoder
+ * and VAE are not ours, its transformer/. Links may lead anywhere in the folder that was named. */
+int hr_folder_open_model(struct hr_folder *ret_folder, struct hr_folder_list *ret_list,
+                         const char *path, const char *cache_dir, struct hr_error *err);
 void hr_folder_list_uninit(struct hr_folder_list *list);
 
 /* Open a regular file of the folder for reading; links are followed within the bounds above.
