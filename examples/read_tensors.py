@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Stream all tensors of a safetensors model. usage: read_tensors.py [MODEL]; without one a model is made up."""
+import importlib.util
 import os
 import sys
 import tempfile
@@ -10,7 +11,8 @@ import headrace
 
 
 def read(path):
-    with headrace.open(path) as model:
+    # numpy has no bfloat16
+    with headrace.open(path, framework="torch" if importlib.util.find_spec("torch") else "numpy") as model:
         begin, total = time.monotonic(), 0
         for band in model.bands(prefetch="192MiB"):  # views of the ring, valid until the next one
             total += band.data.nbytes
@@ -23,7 +25,10 @@ def read(path):
 
 
 if len(sys.argv) > 1:
-    read(sys.argv[1])
+    try:
+        read(sys.argv[1])
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
 else:
     with tempfile.TemporaryDirectory() as folder:
         headrace.synth(os.path.join(folder, "model"), layers=4, heads=8, joint_dim=512, dtype="f32")

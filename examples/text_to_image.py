@@ -13,11 +13,14 @@ import argparse
 import os
 import sys
 
-import headrace.diffusers
-import torch
-from accelerate import init_empty_weights
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+try:
+    import headrace.diffusers
+    import torch
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+    from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+except ModuleNotFoundError as error:
+    sys.exit(f"{__doc__}\n{error}; pip install torch diffusers accelerate transformers")
 
 
 class StreamedEncoder:

@@ -65,8 +65,11 @@ install_packages() {
 # build SOURCE FOLDER [meson options]: configure, anew where compiler or options have changed, then
 # compile; quiet unless it fails.
 build() {
-    local source=$1 folder=$2 log stamp
+    local source=$1 folder=$2 log stamp multiarch
     shift 2
+    # Without dpkg-dev meson takes a folder for libraries that Debian does not search.
+    multiarch=$(${CC-cc} -print-multiarch 2>/dev/null) || true
+    [ -z "$multiarch" ] || [ ! -d "/usr/lib/$multiarch" ] || set -- "-Dlibdir=lib/$multiarch" "$@"
     stamp="${CC-cc} $* $(meson --version) $(pkg-config --modversion liburing libaio 2>/dev/null | tr '\n' ' ')"
     log=$(mktemp)
     if [ -f "$folder/build.ninja" ] && [ "$(cat "$folder/stamp" 2>/dev/null)" != "$stamp" ]; then

@@ -144,7 +144,8 @@ class OddFiles(ModelCase):
         os.chmod(self.shard(folder), 0)
         for path in (self.folder, folder):
             os.chmod(path, 0o755)
-        result = subprocess.run([HEADRACE, "inspect", folder], capture_output=True, text=True, env=environment(),
+        program = shutil.copy(HEADRACE, self.folder)  # its own folder may be root's alone
+        result = subprocess.run([program, "inspect", folder], capture_output=True, text=True, env=environment(),
                                 user=65534, group=65534, extra_groups=[])
         self.assertEqual(result.returncode, 1, result.stderr)
         self.assertIn("Permission denied", result.stderr)
