@@ -67,10 +67,11 @@ static size_t target_tokens(const struct hr_picture *picture)
 static int check_picture(const struct hr_denoise *d, const struct hr_picture *first,
                          const struct hr_picture *picture, uint32_t idx, struct hr_error *err)
 {
-    const int r = hr_dit_check_images(&picture->inputs, err);
+    struct hr_error cause = {0};
+    const int r = hr_dit_check_images(&picture->inputs, &cause);
 
     if (r < 0)
-        return r;
+        return hr_error_set(err, r, "picture %u: %s", idx, cause.message);
     if (target_tokens(picture) != target_tokens(first))
         return hr_error_set(err, -EINVAL,
                             "picture %u has %zu target tokens and the first %zu; pictures of "

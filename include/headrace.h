@@ -791,8 +791,10 @@ HR_API int hr_denoise_open(struct hr_denoise **ret_denoise, const struct hr_chec
                            const struct hr_denoise_params *params,
                            const struct hr_picture *pictures, uint32_t n_pictures,
                            struct hr_error *err);
-/* Run all remaining steps. @param latents  for each picture [n_targets, 16, h, w], on success only
- */
+/* Run all remaining steps.
+ * @param latents  for each picture [n_targets, 16, h, w], written on success only
+ * @return 0; as hr_dit_forward(), -ECANCELED after hr_denoise_interrupt(), or an error of writing
+ *         to resume_dir */
 HR_API int hr_denoise_run(struct hr_denoise *denoise, float *const *latents, struct hr_error *err);
 /* Of the transformer; zero where resume_dir held a finished run and none was needed. */
 HR_API void hr_denoise_get_stats(const struct hr_denoise *denoise, struct hr_dit_stats *ret_stats);

@@ -2,6 +2,7 @@
 /* test_denoise.c -- the loop against its formulas written out with single forwards; pictures that
  * share a pass; going on after any step. */
 #include <errno.h>
+#include <jansson.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,6 +14,7 @@
 #include <cmocka.h>
 
 #include "common/common.h"
+#include "engine/resume.h"
 #include "engine/sampler.h"
 #include "tests/engine/make_lora.h"
 #include "tests/engine/model_fixture.h"
@@ -310,6 +312,43 @@ static void test_resume_refuses_another_run(void **state)
     expect_refused("/proc/nowhere/at/all", params, &p, -ENOENT, "making the folder");
 }
 
+static unsigned n_allocations, failing;
+
+static void *fail_one(size_t n)
+{
+    return ++n_allocations == failing ? NULL : malloc(n);
+}
+
+/* Where memory runs out a step is not kept, and says so: never a state that lacks something. */
+static void test_resume_without_memory(void **state)
+{
+    static struct hr_resume resume;
+    float values[4] = {1, 2, 3, 4}, got[4], *latents = values, *loaded = got;
+    const uint64_t n_floats = 4;
+    char folder[128];
+    int r = -ENOMEM;
+
+    (void) state;
+    snprintf(folder, sizeof(folder), "%s/resume-no-memory", model.folder);
+    resume.folder = folder;
+    hr_resume_fact(&resume, "a fact", "%d", 1);
+    hr_resume_fact(&resume, "another fact", "%d", 2);
+    assert_int_equal(hr_resume_load(&resume, &loaded, &n_floats, 1, NULL), 0);
+    for (failing = 1; r < 0; failing++) {
+        struct hr_error err = {0};
+
+        n_allocations = 0;
+        json_set_alloc_funcs(fail_one, free);
+        r = hr_resume_save(&resume, 1, &latents, &n_floats, 1, &err);
+        json_set_alloc_funcs(malloc, free);
+        assert_true(r == 0 || strstr(err.message, "memory"));
+        assert_int_equal(hr_resume_load(&resume, &loaded, &n_floats, 1, &err), 0);
+        assert_int_equal(resume.step, r == 0);
+    }
+    assert_true(failing > 10);
+    assert_memory_equal(got, values, sizeof(got));
+}
+
 /* A LoRA for all layers of the model. */
 static void write_lora(const char *path, const char *seed)
 {
@@ -418,6 +457,7 @@ static void test_bad_images(void **state)
         p.inputs.images[0] = sizes[i];
         hr_error_clear(&err);
         assert_int_equal(hr_denoise_open(&d, model.checkpoint, &params, &p, 1, &err), -EINVAL);
+        assert_non_null(strstr(err.message, "picture 0: image 0 of the inputs has a latent of "));
         assert_non_null(strstr(err.message, "height and width must be even"));
     }
     /* A second target that is smaller than the first is not read beyond its end. */
@@ -480,6 +520,7 @@ int main(void)
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_resume_refuses_another_run),
         cmocka_unit_test(test_resume_refuses_another_lora),
+        cmocka_unit_test(test_resume_without_memory),
         cmocka_unit_test(test_bad_params),
         cmocka_unit_test(test_bad_images),
         cmocka_unit_test(test_too_many_prompts),
