@@ -7,6 +7,7 @@
  *   cmd_*.c        one verb each
  *   inputs.c       tensor files in
  *   loras.c        LoRA files in
+ *   run.c          what forward and denoise have in common
  *   outputs.c      results out
  *   stats.c        statistics of a run
  *   settings.c     its settings and the machine
@@ -145,9 +146,18 @@ int cli_tensors_read(struct cli_tensors *ret_tensors, const char *path,
                      const struct cli_tensors_wanted *wanted, struct hr_error *err);
 void cli_tensors_free(struct cli_tensors *tensors);
 
-/* ---- cmd_forward.c ----------------------------------------------------------------------- */
+/* Of a run, for live.c. */
+struct cli_progress {
+    const char *what; /* what a forward is: "step", "forward"    */
+    uint32_t n;       /* of them, those before this run included */
+    /* live.c's: */
+    struct hr_dit_progress window, next; /* rates are of the time since; and from when on next */
+    uint64_t drawn_ns;                   /* when, of the run's time; 0: not yet                */
+};
 
-/* Read all --inputs. @return how many, or a negative errno; free each */
+/* ---- run.c -------------------------------------------------------------------------------- */
+
+/* Read all --inputs; free each, also after a failure. */
 int cli_read_inputs(struct cli_tensors *tensors, const struct cli_options *o,
                     const struct hr_checkpoint *model, bool loop, struct hr_error *err);
 struct hr_stream_params cli_stream_params(const struct cli_options *o);
@@ -155,14 +165,48 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o);
 /* Read --states, if it was given, and have `params` use it; close it after the model. */
 int cli_take_states(struct hr_states **ret_states, const struct cli_options *o,
                     struct hr_dit_params *params, struct hr_error *err);
-/* Read --manifest, if it was given, and have `params` use it; close it after the model. */
-int cli_take_manifest(struct hr_manifest **ret_manifest, const struct cli_options *o,
-                      struct hr_dit_params *params, struct hr_error *err);
+
+/* A run of forward or denoise: what is there before the library's object is opened. */
+struct cli_run {
+    const struct cli_options *o; /* given */
+    struct hr_checkpoint *model;
+    struct cli_tensors in[HR_SAMPLES_MAX];
+    struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
+    float *results[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
+    struct hr_trace *trace;
+    struct hr_manifest *manifest;
+    struct hr_states *states;
+    struct hr_dit_params params; /* with all of the above, and progress */
+    struct cli_progress progress;
+    struct hr_dit_stats stats; /* of the verb, after its work */
+};
+
+/* Check outputs and read all that is given; cli_run_close() whatever it returns, once the library's
+ * object is closed. loop: as denoise. */
+int cli_run_open(struct cli_run *run, bool loop, struct hr_error *err);
+/* The trace, and where r, the result of the work, is 0 the results. @return r, or what went wrong
+ */
+int cli_run_write(const struct cli_run *run, const char *name, int r, struct hr_error *err);
+/* What both verbs say, as members of obj. */
+void cli_run_json(json_t *obj, const struct cli_run *run);
+void cli_run_close(struct cli_run *run);
 
 /* ---- stats.c ------------------------------------------------------------------------------ */
 
 /* Statistics that forward and denoise share, as members of obj or as lines. */
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *stats);
+/* What forwards, steps and blocks have in common. */
+struct cli_times {
+    uint64_t wall_ns, stall_disk_ns, stall_space_ns, compute_ns, disk_bytes, disk_busy_ns;
+};
+/* Of a structure whose members are called so. */
+#define CLI_TIMES(s)                                                                             \
+    {                                                                                            \
+        (s)->wall_ns, (s)->stall_disk_ns, (s)->stall_space_ns, (s)->compute_ns, (s)->disk_bytes, \
+            (s)->disk_busy_ns                                                                    \
+    }
+void cli_times_json(json_t *obj, const struct cli_times *times);
+void cli_times_text(const struct cli_times *times, uint64_t setup_ns);
 /* Of each block in the last pass. */
 void cli_blocks_json(json_t *obj, const struct hr_dit_stats *stats);
 void cli_blocks_text(const struct hr_dit_stats *stats);
@@ -214,9 +258,9 @@ int cli_open_trace(struct hr_trace **ret_trace, const struct cli_options *o, str
 int cli_write_trace(const struct cli_options *o, const struct hr_trace *trace, int r,
                     struct hr_error *err);
 /* Memory for the results, each [n_targets, 16, h, w]; the caller frees what was taken, also after a
- * failure. have_others: what else the caller took is there. */
+ * failure. */
 int cli_take_results(const struct cli_options *o, const struct hr_dit_inputs *inputs,
-                     float **values, bool have_others, struct hr_error *err);
+                     float **values, struct hr_error *err);
 /* Write `name`, or for several inputs name.0, name.1 ..., each [n_targets, 16, h, w], to --output.
  */
 int cli_write_results(const struct cli_options *o, const char *name,
@@ -262,13 +306,6 @@ int cli_flush(void);
 
 /* ---- live.c ------------------------------------------------------------------------------- */
 
-struct cli_progress {
-    const char *what; /* what a forward is: "step", "forward"    */
-    uint32_t n;       /* of them, those before this run included */
-    /* live.c's: */
-    struct hr_dit_progress window, next; /* rates are of the time since; and from when on next */
-    uint64_t drawn_ns;                   /* when, of the run's time; 0: not yet                */
-};
 /* user: a struct cli_progress, of which the first two members are given and the others 0. */
 void cli_progress_block(void *user, const struct hr_dit_progress *progress);
 

@@ -1,26 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_denoise.c -- the whole loop: pictures' latents from noise and prompts. */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cli/cli.h"
 
 struct loop {
-    const struct cli_options *o;
-    struct hr_checkpoint *model;
-    struct cli_tensors in[HR_SAMPLES_MAX];
-    struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
-    float *latents[HR_SAMPLES_MAX]; /* each [n_targets, 16, h, w] */
+    struct cli_run run;
     struct hr_denoise *denoise;
-    struct hr_trace *trace;
-    struct hr_manifest *manifest;
-    struct hr_states *states;
-    struct cli_progress progress;
     struct hr_denoise_step *steps; /* of this run */
     uint32_t n_steps;              /* of them     */
-    struct hr_dit_stats stats;
 };
 
 static void interrupt_denoise(void *denoise)
@@ -33,7 +24,7 @@ static void on_step(void *user, const struct hr_denoise_step *step)
     struct loop *loop = user;
 
     loop->steps[loop->n_steps++] = *step;
-    cli_note_step(loop->o, step);
+    cli_note_step(loop->run.o, step);
 }
 
 static uint32_t steps_wanted(const struct cli_options *o)
@@ -46,11 +37,13 @@ static float or_zero(double value)
     return isnan(value) ? 0.0f : (float) value;
 }
 
+/* Once what the library borrows is there. */
 static struct hr_denoise_params denoise_params(struct loop *loop)
 {
-    const struct cli_options *o = loop->o;
-    struct hr_denoise_params params = {
-        .dit = cli_dit_params(o),
+    const struct cli_options *o = loop->run.o;
+
+    return (struct hr_denoise_params){
+        .dit = loop->run.params,
         .n_steps = steps_wanted(o),
         .schedule = (enum hr_schedule) o->schedule,
         .strength = or_zero(o->strength),
@@ -62,50 +55,38 @@ static struct hr_denoise_params denoise_params(struct loop *loop)
         .step = on_step,
         .step_user = loop,
     };
-
-    loop->progress = (struct cli_progress){.what = "step", .n = params.n_steps};
-    params.dit.progress = cli_progress_wanted(o) ? cli_progress_block : NULL;
-    params.dit.progress_user = &loop->progress;
-    return params;
 }
 
-static int take_results(struct loop *loop, struct hr_error *err)
+static int compute(struct loop *loop, struct hr_error *err)
 {
-    loop->steps = calloc(steps_wanted(loop->o), sizeof(*loop->steps));
-    return cli_take_results(loop->o, loop->inputs, loop->latents, loop->steps != NULL, err);
-}
-
-static int run(struct loop *loop, struct hr_error *err)
-{
-    struct hr_denoise_params params = denoise_params(loop);
+    struct cli_run *run = &loop->run;
+    const struct cli_options *o = run->o;
     struct hr_picture pictures[HR_SAMPLES_MAX];
-    int r = take_results(loop, err);
+    int r = cli_run_open(run, true, err);
+    const struct hr_denoise_params params = denoise_params(loop);
 
-    if (r == 0)
-        r = cli_open_trace(&loop->trace, loop->o, err);
-    params.dit.stream.trace = loop->trace;
-    if (r == 0)
-        r = cli_take_manifest(&loop->manifest, loop->o, &params.dit, err);
-    if (r == 0)
-        r = cli_take_states(&loop->states, loop->o, &params.dit, err);
-    for (uint32_t i = 0; i < loop->o->inputs.n; i++)
+    run->progress = (struct cli_progress){.what = "step", .n = params.n_steps};
+    loop->steps = calloc(params.n_steps, sizeof(*loop->steps));
+    if (r == 0 && !loop->steps)
+        r = cli_error(err, -ENOMEM, "no memory for the result");
+    for (uint32_t i = 0; i < o->inputs.n; i++)
         pictures[i] = (struct hr_picture){
-            .inputs = loop->inputs[i],
-            .negative_emb = loop->in[i].negative_emb,
-            .negative_mask = loop->in[i].negative_mask,
-            .n_negative = loop->in[i].n_negative,
-            .seed = (loop->o->seed == CLI_NO_SEED ? 0 : loop->o->seed) + i,
-            .init = loop->in[i].init,
-            .mask = loop->in[i].mask,
+            .inputs = run->inputs[i],
+            .negative_emb = run->in[i].negative_emb,
+            .negative_mask = run->in[i].negative_mask,
+            .n_negative = run->in[i].n_negative,
+            .seed = (o->seed == CLI_NO_SEED ? 0 : o->seed) + i,
+            .init = run->in[i].init,
+            .mask = run->in[i].mask,
         };
     if (r == 0)
-        r = hr_denoise_open(&loop->denoise, loop->model, &params, pictures, loop->o->inputs.n, err);
+        r = hr_denoise_open(&loop->denoise, run->model, &params, pictures, o->inputs.n, err);
     if (r < 0)
         return r;
     cli_interrupt_target(interrupt_denoise, loop->denoise);
-    r = hr_denoise_run(loop->denoise, loop->latents, err);
-    hr_denoise_get_stats(loop->denoise, &loop->stats);
-    return cli_write_trace(loop->o, loop->trace, r, err);
+    r = hr_denoise_run(loop->denoise, run->results, err);
+    hr_denoise_get_stats(loop->denoise, &run->stats);
+    return cli_run_write(run, "latents", r, err);
 }
 
 /* Sums over the steps of this run; the peak is the last one's. */
@@ -131,13 +112,15 @@ static struct hr_denoise_step total_of(const struct loop *loop)
 /* What a step and the sum of all have in common. */
 static json_t *times_json(const struct hr_denoise_step *s)
 {
-    return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "bytes_used",
-                     (json_int_t) s->bytes_used, "gbps", cli_gbps(s->bytes_used, s->wall_ns),
-                     "wall_s", cli_seconds(s->wall_ns), "stall_disk_s",
-                     cli_seconds(s->stall_disk_ns), "stall_space_s", cli_seconds(s->stall_space_ns),
-                     "compute_s", cli_seconds(s->compute_ns), "bound_by_disk",
-                     cli_disk_share(s->stall_disk_ns, s->wall_ns), "disk_bytes",
-                     (json_int_t) s->disk_bytes, "disk_busy_s", cli_seconds(s->disk_busy_ns));
+    const struct cli_times times = CLI_TIMES(s);
+    json_t *obj = json_object();
+
+    json_object_set_new(obj, "bytes_used", json_integer((json_int_t) s->bytes_used));
+    json_object_set_new(obj, "gbps", json_real(cli_gbps(s->bytes_used, s->wall_ns)));
+    cli_times_json(obj, &times);
+    json_object_set_new(obj, "bound_by_disk",
+                        json_real(cli_disk_share(s->stall_disk_ns, s->wall_ns)));
+    return obj;
 }
 
 static json_t *step_json(const struct hr_denoise_step *s)
@@ -156,31 +139,25 @@ static int print_json(const struct loop *loop)
     const struct hr_denoise_step total = total_of(loop);
     json_t *steps = json_array();
     json_t *obj =
-        json_pack("{s:s, s:i, s:o, s:o}", "verb", "denoise", "n_steps", (int) steps_wanted(loop->o),
-                  "steps", steps, "loop", times_json(&total));
+        json_pack("{s:s, s:i, s:o, s:o}", "verb", "denoise", "n_steps",
+                  (int) steps_wanted(loop->run.o), "steps", steps, "loop", times_json(&total));
 
-    cli_stats_json(obj, &loop->stats);
-    cli_predicted_json(obj, &loop->stats);
-    cli_loras_json(obj, loop->o, &loop->stats);
-    cli_settings_json(obj, loop->o, loop->inputs);
-    if (loop->o->per_block)
-        cli_blocks_json(obj, &loop->stats);
+    cli_run_json(obj, &loop->run);
     for (uint32_t i = 0; i < loop->n_steps; i++)
         json_array_append_new(steps, step_json(&loop->steps[i]));
-    if (loop->o->output)
-        json_object_set_new(obj, "output", cli_json_text(loop->o->output));
     return cli_print_json(obj);
 }
 
 static void print_text(const struct loop *loop)
 {
-    const struct hr_latent *image = &loop->inputs[0].images[0];
-    const bool guided = loop->in[0].negative_emb && loop->o->cfg_scale != 1.0;
+    const struct hr_latent *image = &loop->run.inputs[0].images[0];
+    const bool guided = loop->run.in[0].negative_emb && loop->run.o->cfg_scale != 1.0;
     char size[32];
 
     printf("denoise   %u steps of %u, %u x %u pixels, %u picture%s%s, %s\n", loop->n_steps,
-           steps_wanted(loop->o), image->w * 8, image->h * 8, loop->o->inputs.n,
-           loop->o->inputs.n > 1 ? "s" : "", guided ? ", guided" : "", loop->stats.device_name);
+           steps_wanted(loop->run.o), image->w * 8, image->h * 8, loop->run.o->inputs.n,
+           loop->run.o->inputs.n > 1 ? "s" : "", guided ? ", guided" : "",
+           loop->run.stats.device_name);
     for (uint32_t i = 0; i < loop->n_steps; i++) {
         const struct hr_denoise_step *s = &loop->steps[i];
 
@@ -192,49 +169,28 @@ static void print_text(const struct loop *loop)
     }
     if (loop->n_steps > 0) {
         const struct hr_denoise_step total = total_of(loop);
-        const double disk = cli_disk_share(total.stall_disk_ns, total.wall_ns);
+        const struct cli_times times = CLI_TIMES(&total);
 
-        printf("time      %.2f s: waiting for the disk %.2f s, computing %.2f s; set-up %.3f s\n",
-               cli_seconds(total.wall_ns), cli_seconds(total.stall_disk_ns),
-               cli_seconds(total.compute_ns), cli_seconds(loop->stats.setup_ns));
-        printf("bound by  disk %.0f %%, compute %.0f %%; the disk waited for computing %.2f s\n",
-               100.0 * disk, 100.0 * (1.0 - disk), cli_seconds(total.stall_space_ns));
-        cli_stats_text(&loop->stats);
-        cli_predicted_text(&loop->stats);
-        cli_loras_text(loop->o, &loop->stats);
+        cli_times_text(&times, loop->run.stats.setup_ns);
+        cli_stats_text(&loop->run.stats);
+        cli_predicted_text(&loop->run.stats);
+        cli_loras_text(loop->run.o, &loop->run.stats);
     }
-    cli_print_output(loop->o, "latents", loop->inputs);
-    if (loop->o->per_block)
-        cli_blocks_text(&loop->stats);
-}
-
-static int run_all(struct loop *loop, struct hr_error *err)
-{
-    int r = cli_open_model(&loop->model, loop->o, err);
-
-    if (r == 0)
-        r = cli_check_output(loop->o, loop->model, err);
-    if (r == 0)
-        r = cli_read_inputs(loop->in, loop->o, loop->model, true, err);
-    for (uint32_t i = 0; i < loop->o->inputs.n; i++)
-        loop->inputs[i] = loop->in[i].inputs;
-    if (r == 0)
-        r = run(loop, err);
-    if (r == 0 && loop->o->output)
-        r = cli_write_results(loop->o, "latents", loop->inputs, loop->latents, err);
-    return r;
+    cli_print_output(loop->run.o, "latents", loop->run.inputs);
+    if (loop->run.o->per_block)
+        cli_blocks_text(&loop->run.stats);
 }
 
 int cli_denoise(const struct cli_options *o)
 {
-    struct loop loop = {.o = o};
+    struct loop loop = {.run.o = o};
     struct hr_error err = {0};
     int r, code;
 
     if (o->inputs.n == 0)
         return cli_usage("denoise needs --inputs FILE; headrace inputs makes one to try with");
     cli_catch_signals();
-    r = run_all(&loop, &err);
+    r = compute(&loop, &err);
     cli_progress_clear();
     cli_interrupt_target(NULL, NULL);
     if (r < 0) {
@@ -245,14 +201,7 @@ int cli_denoise(const struct cli_options *o)
         code = o->json ? print_json(&loop) : cli_flush();
     }
     hr_denoise_close(&loop.denoise);
-    hr_trace_close(&loop.trace);
-    for (uint32_t i = 0; i < o->inputs.n; i++) {
-        cli_tensors_free(&loop.in[i]);
-        free(loop.latents[i]);
-    }
-    hr_checkpoint_close(&loop.model);
-    hr_manifest_close(&loop.manifest);
-    hr_states_close(&loop.states);
+    cli_run_close(&loop.run);
     free(loop.steps);
     return code;
 }

@@ -142,8 +142,9 @@ static void print_text(const struct plan *plan)
     const struct hr_latent *image = &plan->pictures[0].inputs.images[0];
     char a[32], b[32], c[32], d[32];
 
-    printf("plan      %u step%s, %u blocks, %u x %u pixels\n", p->n_forwards,
-           p->n_forwards == 1 ? "" : "s", p->n_blocks, image->w * 8, image->h * 8);
+    printf("plan      %u step%s, %u block%s, %u x %u pixels\n", p->n_forwards,
+           p->n_forwards == 1 ? "" : "s", p->n_blocks, p->n_blocks == 1 ? "" : "s", image->w * 8,
+           image->h * 8);
     print_bytes(p);
     printf("memory    at most %s of the whole process (ring %s, activations %s, modulation %s%s)\n",
            cli_size(a, p->peak_memory_bytes), cli_size(b, p->ring_bytes),

@@ -255,20 +255,17 @@ int cli_write_trace(const struct cli_options *o, const struct hr_trace *trace, i
 }
 
 int cli_take_results(const struct cli_options *o, const struct hr_dit_inputs *inputs,
-                     float **values, bool have_others, struct hr_error *err)
+                     float **values, struct hr_error *err)
 {
-    bool complete = have_others;
-
     for (uint32_t i = 0; i < o->inputs.n; i++) {
         const struct hr_latent *image = &inputs[i].images[0];
 
         values[i] = calloc((size_t) inputs[i].n_targets * HR_LATENT_CHANNELS * image->h,
                            image->w * sizeof(float));
-        complete = complete && values[i];
+        if (!values[i])
+            return cli_error(err, -ENOMEM, "no memory for the result");
     }
-    if (complete)
-        return 0;
-    return cli_error(err, -ENOMEM, "no memory for the result");
+    return 0;
 }
 
 static bool is_layered(const struct hr_dit_inputs *inputs)

@@ -106,21 +106,39 @@ void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
     json_object_set_new(obj, "verify_s", json_real(cli_seconds(s->verify_ns)));
 }
 
+void cli_times_json(json_t *obj, const struct cli_times *t)
+{
+    json_object_set_new(obj, "wall_s", json_real(cli_seconds(t->wall_ns)));
+    json_object_set_new(obj, "stall_disk_s", json_real(cli_seconds(t->stall_disk_ns)));
+    json_object_set_new(obj, "stall_space_s", json_real(cli_seconds(t->stall_space_ns)));
+    json_object_set_new(obj, "compute_s", json_real(cli_seconds(t->compute_ns)));
+    json_object_set_new(obj, "disk_bytes", json_integer((json_int_t) t->disk_bytes));
+    json_object_set_new(obj, "disk_busy_s", json_real(cli_seconds(t->disk_busy_ns)));
+}
+
+void cli_times_text(const struct cli_times *t, uint64_t setup_ns)
+{
+    const double disk = cli_disk_share(t->stall_disk_ns, t->wall_ns);
+
+    printf("time      %.2f s: waiting for the disk %.2f s, computing %.2f s; set-up %.3f s\n",
+           cli_seconds(t->wall_ns), cli_seconds(t->stall_disk_ns), cli_seconds(t->compute_ns),
+           cli_seconds(setup_ns));
+    printf("bound by  disk %.0f %%, compute %.0f %%; the disk waited for computing %.2f s\n",
+           100.0 * disk, 100.0 * (1.0 - disk), cli_seconds(t->stall_space_ns));
+}
+
 void cli_blocks_json(json_t *obj, const struct hr_dit_stats *s)
 {
     json_t *blocks = json_array();
 
     for (uint32_t i = 0; i < s->n_blocks; i++) {
         const struct hr_dit_block_stats *b = &s->blocks[i];
+        const struct cli_times times = CLI_TIMES(b);
+        json_t *block = json_pack("{s:i, s:I, s:f}", "block", (int) i, "bytes",
+                                  (json_int_t) b->bytes, "begin_s", cli_seconds(b->begin_ns));
 
-        json_array_append_new(
-            blocks,
-            json_pack("{s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "block", (int) i, "bytes",
-                      (json_int_t) b->bytes, "begin_s", cli_seconds(b->begin_ns), "wall_s",
-                      cli_seconds(b->wall_ns), "stall_disk_s", cli_seconds(b->stall_disk_ns),
-                      "stall_space_s", cli_seconds(b->stall_space_ns), "compute_s",
-                      cli_seconds(b->compute_ns), "disk_bytes", (json_int_t) b->disk_bytes,
-                      "disk_busy_s", cli_seconds(b->disk_busy_ns)));
+        cli_times_json(block, &times);
+        json_array_append_new(blocks, block);
     }
     json_object_set_new(obj, "blocks", blocks);
 }
