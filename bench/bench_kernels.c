@@ -5,8 +5,8 @@
  * counts, GB/s of weights or activations moved, both of the median; and the CPU time of all threads
  * in a run, which tells on a busy machine what an idle one would do. Weights are cold: each run
  * takes the next of several copies, more memory than any cache. Usage: bench_kernels [WORD...] runs
- * the lines whose names contain a word; HEADRACE_BENCH_THREADS, HEADRACE_CPU and HEADRACE_CPU_BF16
- * apply.
+ * the lines whose names contain a word; HEADRACE_BENCH_THREADS (a number), HEADRACE_BENCH_ACT (f32,
+ * else bf16), HEADRACE_CPU and HEADRACE_CPU_BF16 apply.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -9,14 +9,13 @@ few blocks (headrace synth MODEL --layers 2). Prints the relative RMS and the la
 when the relative RMS is above --bound (default 1e-4).
 """
 import argparse
-import glob
-import json
-import os
 import sys
 
 import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
+
+from common import diffusers_config, make_tables, shards
 
 
 def pack(x):
@@ -29,17 +28,13 @@ def unpack(tokens, h, w):
 
 
 def load_model(folder, dtype):
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
-        config = {k: v for k, v in json.load(f).items() if not k.startswith("_")}
-    weights = {}
-    for shard in glob.glob(os.path.join(folder, "*.safetensors")):
+    config, weights = diffusers_config(folder), {}
+    for shard in shards(folder):
         weights.update(load_file(shard))
-    config.pop("pooled_projection_dim", None)
     with torch.device("meta"):
         model = QwenImageTransformer2DModel(**config)
     model.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, assign=True)
-    # Tables that are no parameters were made on the meta device: make them again.
-    model.pos_embed = type(model.pos_embed)(theta=10000, axes_dim=[16, 56, 56], scale_rope=True)
+    make_tables(model)
     return model.eval(), config
 
 

@@ -16,7 +16,6 @@ ratio of each round to max(disk, compute alone) and to max(disk, compute beside 
 first: where fio differs from itself by more than 5 % in a round, that round says "noise".
 """
 import argparse
-import glob
 import json
 import os
 import platform
@@ -26,14 +25,9 @@ import sys
 import tempfile
 import time
 
+from common import drop_from_cache, shards
+
 SWEEP = [("1M", 32), ("2M", 16), ("4M", 8), ("4M", 16), ("8M", 8), ("16M", 4)]
-
-
-def shards(model):
-    files = sorted(glob.glob(os.path.join(model, "*.safetensors"))) if os.path.isdir(model) else [model]
-    if not files:
-        sys.exit(f"{model}: no .safetensors files")
-    return files
 
 
 def huge_pages_free():
@@ -72,12 +66,6 @@ def best_of_sweep(files):
     for setting, values in rates.items():
         print(f"  fio {setting[0]:>3} x {setting[1]:<2}  " + "  ".join(f"{v / 1e9:.2f}" for v in values) + " GB/s")
     return max(SWEEP, key=lambda s: statistics.median(rates[s]))
-
-
-def drop_from_cache(files):
-    for path in files:
-        with open(path, "rb") as f:
-            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def forward(args, *options):
@@ -120,7 +108,7 @@ def machine():
 
 
 def main():
-    parser = argparse.ArgumentParser(usage=__doc__.split("\n\n")[1])
+    parser = argparse.ArgumentParser(usage=__doc__.split("\n\n")[1].removeprefix("usage: "))
     parser.add_argument("headrace")
     parser.add_argument("model")
     parser.add_argument("inputs")

@@ -185,6 +185,8 @@ def main():
     parser.add_argument("--vram", default="2GiB")
     parser.add_argument("--quick", action="store_true", help="no model, no forward")
     run = Run(parser.parse_args())
+    if not os.access(run.path("tests/gpu/test_gpu_cuda"), os.X_OK):
+        sys.exit(f"{run.args.build} has no tests; configure it with -Dtests=true, build it and name that folder")
     n_checks = len(TESTS) + 9 + (0 if run.args.quick else 5)
     code, _, tail = run.command(run.path("tests/gpu/test_gpu_cuda"))
     if code == 77:

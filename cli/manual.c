@@ -76,6 +76,10 @@ static const char *const environment[][2] = {
     {"HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME",
      "Where the Hugging Face cache is, into which links of a model's folder may lead."},
     {"XDG_CACHE_HOME, HOME", "Where tune keeps what it found."},
+    {"HEADRACE_CPU", "Kernels of another instruction set, for tests: baseline, avx2 or avx512."},
+    {"HEADRACE_CPU_BF16", "off: products of bf16 are computed in f32."},
+    {"NO_COLOR, TERM, COLUMNS",
+     "Of progress on a terminal: no colours, no redrawing where TERM is dumb, a smaller width."},
     {"TMPDIR", "Where modulation vectors go that are more than a tenth of --ram."},
 };
 

@@ -12,8 +12,7 @@ def load(model, work):
         transformer = QwenImageTransformer2DModel(**peer.diffusers_config(model))
     for shard in peer.shards(model):
         transformer.load_state_dict(load_file(shard), strict=False, assign=True)
-    # Tables that are no parameters were made on the meta device.
-    transformer.pos_embed = type(transformer.pos_embed)(theta=10000, axes_dim=[16, 56, 56], scale_rope=True)
+    peer.make_tables(transformer)
     return transformer.eval()
 
 

@@ -7,7 +7,6 @@ forward and two guided steps, writes WORK/velocity.npy and prints its figures as
 """
 import ctypes
 import ctypes.util
-import glob
 import json
 import mmap
 import os
@@ -17,12 +16,11 @@ import time
 
 import numpy as np
 
+sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from common import diffusers_config, drop_from_cache, make_tables, shards  # noqa: E402,F401
+
 TIMESTEP = 500.0  # which bfloat16 holds, and its thousandth, too: no peer rounds it
 PAGE = mmap.PAGESIZE
-
-
-def shards(folder):
-    return sorted(glob.glob(os.path.join(folder, "*.safetensors")))
 
 
 def cached_bytes(path):
@@ -46,13 +44,6 @@ def cached_bytes(path):
 
 def files_of(folder):
     return [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
-
-
-def drop_from_cache(paths):
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
 
 
 def read_bytes():
@@ -129,12 +120,6 @@ def measure(load, forward, guided=None):
 
 
 # ---- for those that are built on diffusers' class --------------------------------------------------------
-
-def diffusers_config(model):
-    with open(os.path.join(model, "config.json"), encoding="utf-8") as f:
-        config = json.load(f)
-    return {k: v for k, v in config.items() if not k.startswith("_") and k != "pooled_projection_dim"}
-
 
 def diffusers_forward(transformer, latents, prompt_emb):
     import torch
