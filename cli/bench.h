@@ -155,7 +155,6 @@ void bench_interrupt(void *stream);
 /* ---- bench_plot.c ---------------------------------------------------------------------------- */
 
 /* Throughput against bytes in flight, as SVG; whole or not at all. */
-int bench_plot(const char *path, const struct bench_sweep *sweep, const char *title,
-               struct hr_error *err);
+int bench_plot(const char *path, const struct bench_sweep *sweep, struct hr_error *err);
 
 #endif /* HR_CLI_BENCH_H */

@@ -461,8 +461,7 @@ static int run_all(struct bench *b, struct hr_error *err)
     r = measure(b, err);
     b->seconds = cli_now_s() - b->begin_s;
     if (r == 0 && b->o->plot)
-        r = bench_plot(b->o->plot, &b->sweep, "reading a model: throughput against bytes in flight",
-                       err);
+        r = bench_plot(b->o->plot, &b->sweep, err);
     return r;
 }
 
