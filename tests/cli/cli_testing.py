@@ -24,8 +24,8 @@ class Result:
         self.code, self.out, self.err = process.returncode, process.stdout, process.stderr
 
     @property
-    def errors(self):
-        """Lines that are no notes: notes and warnings are not what ended the command."""
+    def lines(self):
+        """Of standard error: notes and warnings, and last of all what ended the command."""
         return [line for line in self.err.splitlines() if line.strip()]
 
 
@@ -91,12 +91,13 @@ class ModelCase(unittest.TestCase):
         self.assertEqual(os.path.exists(out), result.code == 0, result.err)
         return result
 
-    def assert_fails(self, result, *words, code=1):
-        """Exit code and one line that says all the words; nothing else but notes; no leftovers."""
-        self.assertEqual(result.code, code, result.err)
+    def assert_fails(self, result, *words, code=1, prints=False):
+        """Exit code and a last line that says all the words; no result, unless it prints; no leftovers."""
+        self.assertEqual((result.code, result.out != ""), (code, prints), result.err + result.out)
         for word in words:
-            self.assertIn(word, result.errors[-1])
-        self.assertTrue(result.errors[-1].startswith("headrace: "), result.err)
+            self.assertIn(word, result.lines[-1])
+        for line in result.lines:
+            self.assertTrue(line.startswith("headrace: "), result.err)
         self.assertNotIn("assertion", result.err)
         self.assertEqual([n for n in os.listdir(self.folder) if ".tmp" in n], [])
 

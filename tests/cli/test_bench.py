@@ -194,7 +194,7 @@ class Tune(ModelCase):
     def test_stored_or_said_why_not(self):
         result = self.tune()
         if result.code != 0:  # noise, or a filesystem that is no disk's
-            self.assertRegex(result.errors[-1], "nothing was stored|nothing to tune")
+            self.assertRegex(result.lines[-1], "nothing was stored|nothing to tune")
             self.assertEqual(self.stored(), [])
             return
         out = json.loads(result.out)

@@ -90,9 +90,9 @@ class OddFiles(ModelCase):
         result = self.forward("--io", "fault", env=env)
         self.assertEqual(result.code, 0, result.err)
         self.same()
-        result = self.forward("--io", "fault", "--direct", "on", env=env)
-        if result.code != 0:  # what was forced is not substituted
-            self.assert_fails(result, "Invalid argument", "bytes", "tensor")
+        # What was forced is not substituted.
+        self.assert_fails(self.forward("--io", "fault", "--direct", "on", env=env), "Invalid argument", "bytes",
+                          "tensor")
 
     def test_holes(self):
         folder = self.copy("holes")

@@ -91,7 +91,7 @@ class Plan(ModelCase):
             self.assert_fails(run)
             self.assert_fails(plan)
             # the process itself may differ by a MiB
-            plain = [re.sub(r"(need|libraries) \d+", r"\1 N", r.errors[-1]) for r in (run, plan)]
+            plain = [re.sub(r"(need|libraries) \d+", r"\1 N", r.lines[-1]) for r in (run, plan)]
             self.assertEqual(plain[0], plain[1])
 
     def test_usage(self):

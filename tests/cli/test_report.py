@@ -319,7 +319,7 @@ class Report(ModelCase):
         out = self.path("refused.html")
         result = headrace("report", self.path(name), "--output", out, *args)
         self.assert_fails(result, *words)
-        self.assertEqual(len(result.errors), 1)
+        self.assertEqual(len(result.lines), 1)
         self.assertFalse(os.path.exists(out))
 
     def test_bad_runs(self):

@@ -11,7 +11,7 @@ class Usage(ModelCase):
     def assert_usage(self, args, *words):
         result = headrace(*args)
         self.assertEqual(result.code, 2, result.err)
-        self.assertEqual(len(result.errors), 1, result.err)
+        self.assertEqual(len(result.lines), 1, result.err)
         self.assertEqual(result.out, "")
         for word in words:
             self.assertIn(word, result.err)

@@ -67,7 +67,7 @@ class Verify(ModelCase):
         begin, end = (8 + n + v for v in tensor["data_offsets"])
         self.flip(self.shard(2), end - 1)
         result = self.verify()
-        self.assert_fails(result, "1 difference")
+        self.assert_fails(result, "1 difference", prints=True)
         line = f'00002-of-00002.safetensors: tensor "{name}", bytes {begin} to {end - 1}: the bytes have changed'
         self.assertIn(line, result.out)
         result = self.verify("--json", "--quiet")
@@ -136,7 +136,7 @@ class Verify(ModelCase):
         with open(os.path.join(self.copy, "config.json"), "a", encoding="utf-8") as f:
             f.write("\n")
         result = self.verify()
-        self.assert_fails(result, "1 difference")
+        self.assert_fails(result, "1 difference", prints=True)
         self.assertIn("config.json", result.out)
 
     def test_any_safetensors_file(self):
