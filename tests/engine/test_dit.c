@@ -435,6 +435,43 @@ static void test_memory_is_flat(void **state)
     hr_dit_close(&dit);
 }
 
+/* Models of which the first tensors say that they cannot be. */
+static void test_sizes_of_the_model(void **state)
+{
+    static const struct {
+        uint32_t rank;
+        const char *word;
+    } cases[] = {
+        {2, "tensor txt_norm.weight has the shape [8, 1]; expected [n], n 1 to 65536"},
+        {1, "0 transformer blocks; expected 1 to 10000; a shard is missing"},
+    };
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(cases); i++) {
+        struct any_file file = {0};
+        struct hr_checkpoint *checkpoint = NULL;
+        struct hr_error err = {0};
+        const char **names = NULL;
+        char path[160];
+        const char *paths[] = {path};
+        uint32_t n;
+
+        snprintf(path, sizeof(path), "%s/sizes.safetensors", model.folder);
+        any_file_add(&file, HR_DTYPE_F32, 2, 128, 64, "img_in.weight");
+        any_file_add(&file, HR_DTYPE_F32, cases[i].rank, 8, 1, "txt_norm.weight");
+        any_file_write(&file, path);
+        any_file_free(&file);
+        assert_int_equal(
+            hr_checkpoint_open(&checkpoint,
+                               &(struct hr_checkpoint_params){.paths = paths, .n_paths = 1}, &err),
+            0);
+        assert_int_equal(hr_dit_names(checkpoint, 0, &names, &n, &err), -EBADMSG);
+        if (!strstr(err.message, cases[i].word))
+            fail_msg("\"%s\" does not say \"%s\"", err.message, cases[i].word);
+        hr_checkpoint_close(&checkpoint);
+    }
+}
+
 /* A folder that has no unnamed files, and what helps. */
 static void test_mods_folder(void **state)
 {
@@ -548,6 +585,7 @@ int main(void)
         cmocka_unit_test(test_failed_stays_failed),
         cmocka_unit_test(test_interrupt),
         cmocka_unit_test(test_memory_is_flat),
+        cmocka_unit_test(test_sizes_of_the_model),
         cmocka_unit_test(test_mods_folder),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_timestep),
