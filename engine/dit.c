@@ -330,11 +330,11 @@ int hr_dit_prepare(struct hr_dit **ret_dit, const struct hr_checkpoint *checkpoi
 static void log_bytes(const struct hr_dit_prediction *p)
 {
     if (p->n_forwards == 1)
-        hr_log(HR_LOG_INFO, "plan: %.2f GB of weights, at most %llu MiB of memory",
+        hr_log(HR_LOG_INFO, "plan: %.4g GB of weights, at most %llu MiB of memory",
                (double) p->run_bytes / 1e9, hr_mib(p->peak_memory_bytes));
     else
         hr_log(HR_LOG_INFO,
-               "plan: %.2f GB of weights in the first pass, %.2f GB in each of %u more, at most "
+               "plan: %.4g GB of weights in the first pass, %.4g GB in each of %u more, at most "
                "%llu MiB of memory",
                (double) p->first_bytes / 1e9, (double) p->later_bytes / 1e9, p->n_forwards - 1,
                hr_mib(p->peak_memory_bytes));

@@ -137,6 +137,13 @@ class Usage(ModelCase):
         self.assertEqual(other.code, 0)
         self.assertIn("streamed  no forward", other.out)
 
+    def test_small_and_single(self):
+        result = self.forward("--layers", 1)
+        self.assertIn("forward   1 block, ", result.out)
+        self.assertRegex(result.err, r"plan: 0\.0\d+ GB of weights")
+        self.assertNotIn("0.00 GB", result.err)
+        self.assertIn(", 1 block, ", headrace("plan", self.model, "--layers", 1).out)
+
     def test_empty_file(self):
         path = self.path("empty.safetensors")
         with open(path, "wb") as f:

@@ -220,6 +220,8 @@ class Denoise(PackageCase):
             for strength in (0.0, 1e-50, 1.5, -1):
                 with self.assert_raises(ValueError, "strength"):
                     model.denoise(self.prompt(), latents=self.latents(), init=self.latents(), strength=strength)
+            with self.assert_raises(ValueError, "mu", "-20 to 20"):
+                model.denoise(self.prompt(), latents=self.latents(), steps=2, mu=200)
             with self.assert_raises(ValueError, "seed"):
                 model.denoise(self.prompt(), width=80, height=48, seed=-1)
             with self.assertRaises(LookupError):
