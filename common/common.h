@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* common.h -- what every folder may use: errors, log, clock, small arithmetic, process memory,
- * values of /proc and /sys.
+/* common.h -- what every folder may use: errors, log, clock, small arithmetic, dtypes, trace,
+ * process memory, values of /proc and /sys.
  *
  * It includes headrace.h for the few types shared with callers (hr_error, hr_dtype, log levels),
  * and nothing else of the project.
@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "headrace.h"
 
@@ -88,6 +89,13 @@ static inline uint64_t hr_mul_add_u64(uint64_t a, uint64_t b, uint64_t c)
 
     return __builtin_mul_overflow(a, b, &v) || __builtin_add_overflow(v, c, &v) ? UINT64_MAX : v;
 }
+
+/* ---- dtypes ------------------------------------------------------------------------- */
+
+/* @return 0, or -ENOENT for a name that safetensors does not know; exact case. */
+int hr_dtype_parse(const char *name, enum hr_dtype *ret_dtype);
+/* True for F32, F16, BF16, F8_E4M3, F8_E5M2: those that weights may have. */
+bool hr_dtype_is_computable(enum hr_dtype dtype);
 
 /* Whole bytes of one element; not for the dtypes of 4 and 6 bits. */
 static inline size_t hr_dtype_bytes(enum hr_dtype dtype)

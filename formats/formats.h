@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* formats.h -- what the bytes of a model mean: dtypes, safetensors headers, shard index, config,
- * manifest.
+/* formats.h -- what the bytes of a model mean: values of dtypes, safetensors headers, shard index,
+ * config, manifest; and what is said about a model: its table of states, measured figures of a
+ * disk.
  *
  * Pure functions of memory: no files, no threads, no device. Everything parsed here comes from
  * strangers; a malformed text gives -EBADMSG and one line saying what is wrong and where, a
@@ -14,15 +15,10 @@
 
 #include "common/common.h"
 
-/* ---- dtypes ------------------------------------------------------------------------- */
+/* ---- values of dtypes --------------------------------------------------------------- */
 
-/* @return 0, or -ENOENT for a name that safetensors does not know; exact case. */
-int hr_dtype_parse(const char *name, enum hr_dtype *ret_dtype);
-/* True for F32, F16, BF16, F8_E4M3, F8_E5M2: those that hr_dtype_to_f32() takes. */
-bool hr_dtype_is_computable(enum hr_dtype dtype);
-
-/* Convert n elements at any address to float, exactly. NaNs stay NaN (payload unspecified),
- * E4M3 is the "FN" form: no infinities, 0x7f and 0xff are NaN. */
+/* Convert n elements of a computable dtype at any address to float, exactly. NaNs stay NaN (payload
+ * unspecified), E4M3 is the "FN" form: no infinities, 0x7f and 0xff are NaN. */
 void hr_dtype_to_f32(float *dst, const void *src, enum hr_dtype dtype, size_t n);
 /* Convert n floats to dtype, rounding to nearest, ties to even. Beyond the range: F16, BF16 and
  * F8_E5M2 give infinity, F8_E4M3 NaN (as torch did; since 2.13 at the latest it gives 448).
