@@ -49,6 +49,16 @@ void hr_log(enum hr_log_level level, const char *format, ...) HR_PRINTF(2, 3);
 /* ---- clock and arithmetic ----------------------------------------------------------- */
 
 uint64_t hr_now_ns(void); /* CLOCK_MONOTONIC */
+uint64_t hr_clock_ns(clockid_t clock);
+void hr_sleep_ns(uint64_t ns); /* shorter where a signal comes */
+
+static inline struct timespec hr_timespec(uint64_t ns)
+{
+    return (struct timespec){
+        .tv_sec = (time_t) (ns / 1000000000u),
+        .tv_nsec = (long) (ns % 1000000000u),
+    };
+}
 
 /* a: a power of two */
 static inline uint64_t hr_align_down(uint64_t v, uint64_t a)
@@ -151,13 +161,15 @@ struct hr_memory hr_memory_now(void);
  * groups; UINT64_MAX where neither is said. */
 struct hr_room {
     uint64_t available_bytes, total_bytes; /* of the machine; 0: not said */
-    uint64_t limit_bytes, used_bytes;      /* of the tightest group; UINT64_MAX: no limit */
-    uint64_t room_bytes;                   /* the smaller of the two */
+    /* Of the group with the least left, its own or one above; limit_bytes UINT64_MAX: no limit. */
+    uint64_t limit_bytes, used_bytes;
+    uint64_t room_bytes; /* what the machine has or what is left of the limit, the smaller */
 };
 /* @param root  what stands before /proc and /sys: "", or a made-up tree */
 struct hr_room hr_room_read(const char *root);
-/* Its room_bytes for this machine; 0 when nothing says. */
-uint64_t hr_memory_available(void);
+
+/* The value of an environment variable; NULL where it is not set, or empty. */
+const char *hr_env(const char *name);
 
 /* CPUs this process may run on, at least 1. */
 unsigned hr_n_cpus(void);

@@ -1,22 +1,38 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* process.c -- clock, CPUs and memory of this process. */
-#include <fcntl.h>
+/* process.c -- clock, environment, CPUs and memory of this process. */
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "common/common.h"
 
-uint64_t hr_now_ns(void)
+uint64_t hr_clock_ns(clockid_t clock)
 {
     struct timespec ts;
 
-    clock_gettime(CLOCK_MONOTONIC, &ts);
+    clock_gettime(clock, &ts);
     return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
+}
+
+uint64_t hr_now_ns(void)
+{
+    return hr_clock_ns(CLOCK_MONOTONIC);
+}
+
+void hr_sleep_ns(uint64_t ns)
+{
+    const struct timespec ts = hr_timespec(ns);
+
+    nanosleep(&ts, NULL);
+}
+
+const char *hr_env(const char *name)
+{
+    const char *value = getenv(name);
+
+    return value && *value ? value : NULL;
 }
 
 unsigned hr_n_cpus(void)
@@ -29,41 +45,15 @@ unsigned hr_n_cpus(void)
     return n > 0 ? (unsigned) n : 1;
 }
 
-/* The figure, in bytes, of a line such as "VmHWM:    1234 kB". */
-static uint64_t status_bytes(const char *status, const char *field)
-{
-    const char *line = strstr(status, field);
-
-    return line ? strtoull(line + strlen(field), NULL, 10) * 1024 : 0;
-}
-
-/* A file of /proc, cut off at buf_bytes - 1. @return false when it cannot be read */
-static bool read_proc(const char *path, char *buf, size_t buf_bytes)
-{
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-    if (fd < 0)
-        return false;
-    const ssize_t n = read(fd, buf, buf_bytes - 1);
-    close(fd);
-    if (n <= 0)
-        return false;
-    buf[n] = '\0';
-    return true;
-}
-
 struct hr_memory hr_memory_now(void)
 {
-    char status[4096];
-
-    if (!read_proc("/proc/self/status", status, sizeof(status)))
-        return (struct hr_memory){0};
-
+    static const char path[] = "/proc/self/status";
     /* VmRSS leaves hugetlbfs pages out; they are as much ours as the rest. */
-    const uint64_t huge = status_bytes(status, "\nHugetlbPages:");
+    const uint64_t huge_kib = hr_sys_field(0, path, "HugetlbPages:");
+
     return (struct hr_memory){
-        .resident_bytes = status_bytes(status, "\nVmRSS:") + huge,
-        .peak_bytes = status_bytes(status, "\nVmHWM:") + huge,
+        .resident_bytes = (hr_sys_field(0, path, "VmRSS:") + huge_kib) * HR_KIB,
+        .peak_bytes = (hr_sys_field(0, path, "VmHWM:") + huge_kib) * HR_KIB,
     };
 }
 

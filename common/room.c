@@ -17,28 +17,43 @@ static const struct group_files {
               "total_inactive_file"},
   group_v2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
 
+/* What is left of a limit; all of UINT64_MAX where there is none. */
+static uint64_t left_of(uint64_t limit_bytes, uint64_t used_bytes)
+{
+    return limit_bytes > used_bytes ? limit_bytes - used_bytes : 0;
+}
+
+static void look_at_group(struct hr_room *room, const struct group_files *files, const char *path)
+{
+    const uint64_t limit = hr_sys_number(NO_LIMIT, "%s/%s", path, files->limit);
+    char stat_path[PATH_MAX + 16];
+
+    /* The first interface writes "no limit" as a large number. */
+    if (limit == NO_LIMIT || (room->total_bytes > 0 && limit >= room->total_bytes))
+        return;
+    snprintf(stat_path, sizeof(stat_path), "%s/memory.stat", path);
+    const uint64_t holds = hr_sys_number(0, "%s/%s", path, files->used);
+    const uint64_t used = left_of(holds, hr_sys_field(0, stat_path, files->reclaimable));
+
+    if (left_of(limit, used) < left_of(room->limit_bytes, room->used_bytes)) {
+        room->limit_bytes = limit;
+        room->used_bytes = used;
+    }
+}
+
 /* The group and all above it. In a container the group's own folder may not be there: its root is
  * then mounted as the topmost. */
 static void look_at_groups(struct hr_room *room, const char *root, const struct group_files *files,
                            const char *group)
 {
-    char path[PATH_MAX], stat_path[PATH_MAX + 16];
+    char path[PATH_MAX];
     const int base = snprintf(path, sizeof(path), "%s%s", root, files->folder);
 
     snprintf(path + base, sizeof(path) - (size_t) base, "%s", group);
     for (;;) {
-        const uint64_t limit = hr_sys_number(NO_LIMIT, "%s/%s", path, files->limit);
         char *slash = strrchr(path, '/');
 
-        if (limit < room->limit_bytes && (room->total_bytes == 0 || limit < room->total_bytes)) {
-            const uint64_t used = hr_sys_number(0, "%s/%s", path, files->used);
-
-            snprintf(stat_path, sizeof(stat_path), "%s/memory.stat", path);
-            const uint64_t file_bytes = hr_sys_field(0, stat_path, files->reclaimable);
-
-            room->limit_bytes = limit;
-            room->used_bytes = used > file_bytes ? used - file_bytes : 0;
-        }
+        look_at_group(room, files, path);
         if (slash < path + base)
             break;
         *slash = '\0';
@@ -75,16 +90,6 @@ struct hr_room hr_room_read(const char *root)
         fclose(f);
     if (room.available_bytes > 0)
         room.room_bytes = room.available_bytes;
-    if (room.limit_bytes != NO_LIMIT)
-        room.room_bytes =
-            hr_min_u64(room.room_bytes,
-                       room.limit_bytes > room.used_bytes ? room.limit_bytes - room.used_bytes : 0);
+    room.room_bytes = hr_min_u64(room.room_bytes, left_of(room.limit_bytes, room.used_bytes));
     return room;
-}
-
-uint64_t hr_memory_available(void)
-{
-    const struct hr_room room = hr_room_read("");
-
-    return room.room_bytes == UINT64_MAX ? 0 : room.room_bytes;
 }

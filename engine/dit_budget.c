@@ -78,9 +78,9 @@ static uint64_t plan_bytes(const struct hr_dit_model *model)
 /* Without a limit the machine's own is kept: better one line now than the kernel's killer later. */
 static int check_available(uint64_t bytes, struct hr_error *err)
 {
-    const uint64_t available = hr_memory_available();
+    const uint64_t available = hr_room_read("").room_bytes;
 
-    if (available == 0 || bytes <= available)
+    if (bytes <= available)
         return 0;
     return hr_error_set(err, -ENOMEM,
                         "these inputs need %llu MiB of memory, and %llu MiB are available; use a "

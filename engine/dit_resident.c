@@ -125,9 +125,9 @@ int hr_resident_take(struct hr_resident_set *set, struct hr_error *err)
         return 0;
     /* The pages themselves come while the first pass fills them: clearing them now would keep the
      * disk waiting for seconds. Whether they can come is asked here. */
-    const uint64_t available = hr_memory_available();
+    const uint64_t available = hr_room_read("").room_bytes;
 
-    if (available && set->size_bytes > available)
+    if (set->size_bytes > available)
         return hr_error_set(
             err, -ENOMEM,
             "the memory limit leaves %llu MiB for resident weights, but the machine "

@@ -151,7 +151,7 @@ static void test_ram(void **state)
     assert_found("free_ram", HR_FINDING_MISSING, "0.10 GB", "ps -eo rss");
 }
 
-/* The tightest limit counts, the group's own or one above; what is cached does not. */
+/* The group with the least left counts, the own or one above; what is cached does not. */
 static void test_control_groups(void **state)
 {
     (void) state;
@@ -164,6 +164,20 @@ static void test_control_groups(void **state)
     machine_put("sys/fs/cgroup/a", "memory.stat", "anon 1\ninactive_file 300000000\n");
     ask_ram();
     assert_found("free_ram", HR_FINDING_SLOW, "may have 1.0 GB and holds 0.5", "docker update");
+
+    /* A small group with much left, under a large one that is nearly full. */
+    machine_put("sys/fs/cgroup/a/b", "memory.max", "600000000\n");
+    machine_put("sys/fs/cgroup/a/b", "memory.current", "1000000\n");
+    machine_put("sys/fs/cgroup/a", "memory.current", "1200000000\n");
+    ask_ram();
+    assert_found("free_ram", HR_FINDING_MISSING, "may have 1.0 GB and holds 0.9", "docker update");
+    assert_int_equal(hr_room_read(machine_doctor().root).room_bytes, 100000000);
+
+    /* A full group leaves nothing, which is not the same as that nobody knows. */
+    machine_put("sys/fs/cgroup/a", "memory.current", "1300000001\n");
+    assert_int_equal(hr_room_read(machine_doctor().root).room_bytes, 0);
+    machine_new();
+    assert_int_equal(hr_room_read(machine_doctor().root).room_bytes, UINT64_MAX);
 
     /* The first interface, in a container whose group's folder is not there. */
     machine_new();
