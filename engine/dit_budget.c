@@ -56,15 +56,6 @@ uint64_t hr_dit_trace_events(const struct hr_dit *dit)
                                                  model->n_plan - model->n_once, block_bytes));
 }
 
-static size_t max_tokens(const struct hr_dit *dit)
-{
-    size_t n = 0;
-
-    for (uint32_t i = 0; i < dit->n_samples; i++)
-        n = (size_t) hr_max_u64(n, dit->samples[i].geometry.n_all);
-    return n;
-}
-
 /* A ring in which the whole plan fits gains nothing from more. */
 static uint64_t plan_bytes(const struct hr_dit_model *model)
 {
@@ -100,7 +91,6 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
                        const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
                        struct hr_error *err)
 {
-    const uint64_t D = dit->model.width;
     const uint64_t ring_min = hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan);
     const uint64_t useful = hr_max_u64(plan_bytes(&dit->model), ring_min);
     const int r = hr_gpu_device_bytes(gpu_params, &b->device_bytes, err);
@@ -109,7 +99,7 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
         return r;
     char kept[80] = "";
 
-    b->scratch_bytes = hr_gpu_scratch_bytes(gpu_params, max_tokens(dit), 4 * D, 6 * D);
+    b->scratch_bytes = hr_gpu_scratch_bytes(gpu_params);
     b->host_bytes = hr_dit_host_floats(dit) * sizeof(float);
     for (uint32_t i = 0; i < dit->n_samples; i++)
         b->host_bytes += dit->samples[i].geometry.n_txt * sizeof(uint32_t);

@@ -21,9 +21,9 @@ enum {
 };
 
 struct hr_cpu_thread {
-    float *tile;  /* HR_TILE_TOKENS x HR_TILE_ROWS sums, or QUERIES x KEYS scores     */
-    void *w;      /* HR_TILE_ROWS x HR_TILE_K converted weights, f32 at most; or the
-                     probabilities of attention                                       */
+    float *tile;  /* HR_TILE_TOKENS x HR_TILE_ROWS sums, or QUERIES x KEYS scores and then
+                     probabilities                                                    */
+    void *w;      /* HR_TILE_ROWS x HR_TILE_K converted weights, f32 at most          */
     float *x;     /* HR_TILE_TOKENS x HR_TILE_K; only where bf16 is computed in f32   */
     float *acc;   /* HR_TILE_QUERIES x HR_HEAD_DIM                                    */
     float *stats; /* 2 x HR_TILE_QUERIES: maximum and sum of the softmax              */

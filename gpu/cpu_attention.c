@@ -22,9 +22,9 @@ struct attention_job {
 static const unsigned char *head_at(const struct attention_job *job, const void *base, size_t token,
                                     size_t head)
 {
-    const size_t size = job->act == HR_DTYPE_F32 ? 4 : 2;
+    const size_t at = (token * job->p->n_heads + head) * HR_HEAD_DIM;
 
-    return (const unsigned char *) base + (token * job->p->n_heads + head) * HR_HEAD_DIM * size;
+    return (const unsigned char *) base + at * hr_dtype_bytes(job->act);
 }
 
 /* Where the library has no bf16: n tokens of one head as f32, dense. */
@@ -97,9 +97,9 @@ static void attention_task(void *ctx, size_t task_idx, unsigned thread_idx)
         rc = attend_tile(job, thread_idx, q, n_q, head, key);
     hr_cpu_fail(job->result, rc);
     if (rc == 0)
-        job->cpu->kernels->softmax_end(
-            (unsigned char *) p->out + o * (job->act == HR_DTYPE_F32 ? 4 : 2), job->act,
-            p->n_heads * HR_HEAD_DIM, thread->acc, thread->stats + HR_TILE_QUERIES, n_q);
+        job->cpu->kernels->softmax_end((unsigned char *) p->out + o * hr_dtype_bytes(job->act),
+                                       job->act, p->n_heads * HR_HEAD_DIM, thread->acc,
+                                       thread->stats + HR_TILE_QUERIES, n_q);
 }
 
 static int prepare_tile(struct attention_job *job, size_t i, size_t j, size_t n_q, size_t n_keys)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cuda.h -- inside of the CUDA device: what gpu_cuda.c and cuda_linear.c share. */
+/* cuda.h -- inside of the CUDA device: what gpu_cuda.c, cuda_linear.c and cuda_ops.c share. */
 #ifndef HR_GPU_CUDA_H
 #define HR_GPU_CUDA_H
 
@@ -47,7 +47,7 @@ int hr_cuda_begin(const struct hr_cuda *cuda);
 
 /* ---- operations ----------------------------------------------------------------------------- */
 
-int hr_cuda_linear(struct hr_gpu *gpu, const struct hr_linear *p);
+int hr_cuda_op_linear(struct hr_gpu *gpu, const struct hr_linear *p);
 int hr_cuda_op_layernorm_modulate(struct hr_gpu *gpu, const struct hr_layernorm_modulate *p);
 int hr_cuda_op_rmsnorm(struct hr_gpu *gpu, float *out, const float *x, const float *gain,
                        size_t n_tokens, size_t width);

@@ -17,6 +17,13 @@
 
 enum { ROWS_MAX = 65536, CUT_ALIGN = 64 };
 
+_Static_assert((int) HR_CUDA_EPILOGUE_STORE == (int) HR_EPILOGUE_STORE &&
+                   (int) HR_CUDA_EPILOGUE_GELU_TANH == (int) HR_EPILOGUE_GELU_TANH &&
+                   (int) HR_CUDA_EPILOGUE_QUICK_GELU == (int) HR_EPILOGUE_QUICK_GELU &&
+                   (int) HR_CUDA_EPILOGUE_SILU == (int) HR_EPILOGUE_SILU &&
+                   (int) HR_CUDA_EPILOGUE_GATED_RESIDUAL == (int) HR_EPILOGUE_GATED_RESIDUAL,
+               "one numbering of epilogues");
+
 /* sum_k x[t,k] w[n,k] as a part of the layer. */
 struct product {
     const unsigned char *x;
@@ -193,7 +200,7 @@ static int finish(const struct hr_cuda *cuda, const struct hr_linear *p, const s
         .w_scale = p->n_low > 0 ? NULL : p->w_scale, /* with terms it has been applied */
         .w_scale_stride = p->w_scale_stride,
         .bias = p->bias,
-        .kind = (int) p->epilogue,
+        .kind = (enum hr_cuda_epilogue_kind) p->epilogue,
         .out = p->out,
         .out_stride = p->out_stride,
         .out_is_bf16 = p->out_dtype == HR_DTYPE_BF16,
@@ -259,7 +266,7 @@ static int limits(const struct hr_linear *p, bool is_few, size_t *ret_rows, size
     return 0;
 }
 
-int hr_cuda_linear(struct hr_gpu *gpu, const struct hr_linear *p)
+int hr_cuda_op_linear(struct hr_gpu *gpu, const struct hr_linear *p)
 {
     const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
     const bool is_few = p->n_tokens <= HR_TOKENS_INDEPENDENT_MAX;

@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <library_types.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +37,6 @@ struct hr_lt {
 /* ---- the library ---------------------------------------------------------------------------- */
 
 static struct hr_lt_fns lt; /* filled once, by the first load that succeeds */
-static bool is_loaded;
 
 #define SYMBOL(name)                                       \
     {                                                      \
@@ -82,7 +82,7 @@ static int bind_symbols(void *library, struct hr_error *err)
 }
 
 /* The linker's own search comes first (LD_LIBRARY_PATH, libraries that are loaded already). */
-int hr_lt_load(struct hr_error *err)
+static int find_library(struct hr_error *err)
 {
     static const char *const names[] = {
         "libcublasLt.so.13",
@@ -92,8 +92,6 @@ int hr_lt_load(struct hr_error *err)
     };
     void *library = NULL;
 
-    if (is_loaded)
-        return 0;
     for (size_t i = 0; i < HR_ARRAY_SIZE(names) && !library; i++)
         library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (!library)
@@ -105,7 +103,19 @@ int hr_lt_load(struct hr_error *err)
 
     if (r < 0)
         dlclose(library);
+    return r;
+}
+
+/* Devices may be opened on several threads at once. */
+int hr_lt_load(struct hr_error *err)
+{
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    static bool is_loaded;
+
+    pthread_mutex_lock(&mutex);
+    const int r = is_loaded ? 0 : find_library(err);
     is_loaded = r == 0;
+    pthread_mutex_unlock(&mutex);
     return r;
 }
 
@@ -325,8 +335,7 @@ void hr_lt_close(struct hr_lt **self)
     *self = NULL;
 }
 
-unsigned hr_lt_version(const struct hr_lt *self)
+unsigned hr_lt_version(void)
 {
-    (void) self;
     return (unsigned) lt.GetVersion();
 }

@@ -30,7 +30,7 @@ int hr_lt_load(struct hr_error *err);
 int hr_lt_open(struct hr_lt **ret_lt, void *workspace, size_t workspace_bytes,
                struct hr_error *err);
 void hr_lt_close(struct hr_lt **lt);
-unsigned hr_lt_version(const struct hr_lt *lt); /* 130100 */
+unsigned hr_lt_version(void); /* of the library that is loaded: 130100 */
 
 /* How a product is computed follows from *p, library and device alone; K is never split.
  * @return 0, -ENOTSUP the library has no way to, -EIO */

@@ -149,7 +149,7 @@ HR_HD void hr_cuda_load_group(float *v, const unsigned char *p, struct hr_cuda_f
         v[i] = hr_cuda_decode(bits[i], f);
 }
 
-/* ---- activations: the values of enum hr_epilogue ------------------------------------------- */
+/* ---- activations ---------------------------------------------------------------------------- */
 
 HR_HD float hr_cuda_act_silu(float y)
 {
@@ -169,6 +169,15 @@ HR_HD float hr_cuda_act_quick_gelu(float y)
 
 /* ---- the epilogue of a linear layer --------------------------------------------------------- */
 
+/* enum hr_epilogue for kernels; cuda_linear.c checks that they are the same. */
+enum hr_cuda_epilogue_kind {
+    HR_CUDA_EPILOGUE_STORE,
+    HR_CUDA_EPILOGUE_GELU_TANH,
+    HR_CUDA_EPILOGUE_QUICK_GELU,
+    HR_CUDA_EPILOGUE_SILU,
+    HR_CUDA_EPILOGUE_GATED_RESIDUAL,
+};
+
 /* hr_linear's epilogue over the sums of rows t_begin .. t_begin + n_tokens - 1 and columns n_begin
  * .. n_begin + n_out - 1 of the layer. Pointers are those of the whole layer. */
 struct hr_cuda_epilogue {
@@ -178,7 +187,7 @@ struct hr_cuda_epilogue {
     const float *w_scale; /* NULL: not scaled */
     size_t w_scale_stride;
     const float *bias;
-    int kind; /* enum hr_epilogue: 0 store, 1 GELU, 2 quick-GELU, 3 SiLU, 4 gated residual */
+    enum hr_cuda_epilogue_kind kind;
     void *out;
     size_t out_stride;
     bool out_is_bf16;
@@ -197,13 +206,13 @@ HR_HD void hr_cuda_epilogue_one(const struct hr_cuda_epilogue *e, size_t t, size
         y *= e->w_scale[column * e->w_scale_stride];
     if (e->bias)
         y += e->bias[column];
-    if (e->kind == 1)
+    if (e->kind == HR_CUDA_EPILOGUE_GELU_TANH)
         y = hr_cuda_act_gelu_tanh(y);
-    else if (e->kind == 2)
+    else if (e->kind == HR_CUDA_EPILOGUE_QUICK_GELU)
         y = hr_cuda_act_quick_gelu(y);
-    else if (e->kind == 3)
+    else if (e->kind == HR_CUDA_EPILOGUE_SILU)
         y = hr_cuda_act_silu(y);
-    else if (e->kind == 4)
+    else if (e->kind == HR_CUDA_EPILOGUE_GATED_RESIDUAL)
         y = ((float *) e->out)[at] +
             e->gate[(row >= e->gate_split ? e->gate_stride : 0) + column] * y;
     if (e->out_is_bf16)

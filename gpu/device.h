@@ -23,8 +23,7 @@ struct hr_device_fns {
      * params->arena_bytes zeroed bytes aligned to 64, and what hr_gpu_name() answers. */
     int (*open)(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err);
     void (*close)(struct hr_gpu *gpu);
-    uint64_t (*scratch_bytes)(const struct hr_gpu_params *params, size_t n_tokens_max,
-                              size_t n_in_max, size_t n_out_max);
+    uint64_t (*scratch_bytes)(const struct hr_gpu_params *params);
 
     /* See hr_gpu_device_bytes(). NULL: the arena is host memory. */
     int (*device_bytes)(const struct hr_gpu_params *params, uint64_t *ret_bytes,

@@ -6,13 +6,12 @@
 #include "gpu/gpu.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "config.h"
 #include "gpu/device.h"
 
-enum { ARENA_ALIGN = 64, N_THREADS_MAX = 256 };
+enum { ARENA_ALIGN = 64 };
 
 /* In order of preference for "auto". */
 static const struct hr_device_fns *const devices[] = {
@@ -39,7 +38,7 @@ static bool names(const struct hr_device_fns *fns, const char *name)
 /* What a name stands for: NULL and "auto" for HEADRACE_DEVICE, if that is set. */
 static const char *resolve(const char *name)
 {
-    const char *wanted = is_auto(name) ? getenv("HEADRACE_DEVICE") : NULL;
+    const char *wanted = is_auto(name) ? hr_env("HEADRACE_DEVICE") : NULL;
 
     return wanted ? wanted : name;
 }
@@ -105,9 +104,9 @@ int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, str
 
     if (!fns)
         return error_unknown_device(resolved.device, err);
-    if (params->n_threads > N_THREADS_MAX)
+    if (params->n_threads > HR_GPU_THREADS_MAX)
         return hr_error_set(err, -EINVAL, "%u threads: the device takes at most %d",
-                            params->n_threads, N_THREADS_MAX);
+                            params->n_threads, HR_GPU_THREADS_MAX);
     rc = fns->open(&gpu, &resolved, err);
     if (rc < 0)
         return rc;
@@ -131,8 +130,7 @@ const char *hr_gpu_name(const struct hr_gpu *gpu)
     return gpu->name;
 }
 
-uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
-                              size_t n_in_max, size_t n_out_max)
+uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params)
 {
     struct hr_gpu_params resolved = *params;
     struct hr_error why = {0};
@@ -140,7 +138,7 @@ uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_token
     resolved.device = resolve(params->device);
     const struct hr_device_fns *fns = device_find(&resolved, &why);
 
-    return fns ? fns->scratch_bytes(&resolved, n_tokens_max, n_in_max, n_out_max) : 0;
+    return fns ? fns->scratch_bytes(&resolved) : 0;
 }
 
 int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
@@ -232,12 +230,6 @@ bool hr_gpu_host_is_free(struct hr_gpu *gpu, const struct hr_gpu_weight *weight,
 
 /* ---- operations --------------------------------------------------------------------- */
 
-static bool dtype_is_weight(enum hr_dtype dtype)
-{
-    return dtype == HR_DTYPE_F32 || dtype == HR_DTYPE_F16 || dtype == HR_DTYPE_BF16 ||
-           dtype == HR_DTYPE_F8_E4M3 || dtype == HR_DTYPE_F8_E5M2;
-}
-
 static bool dtype_is_activation(enum hr_dtype dtype)
 {
     return dtype == HR_DTYPE_F32 || dtype == HR_DTYPE_BF16;
@@ -249,7 +241,7 @@ static void check_low_rank(const struct hr_linear *p)
     for (size_t i = 0; i < p->n_low; i++) {
         const struct hr_low_rank *low = &p->low[i];
 
-        hr_assert(low->t && low->b && dtype_is_weight(low->b_dtype));
+        hr_assert(low->t && low->b && hr_dtype_is_computable(low->b_dtype));
         hr_assert(low->rank >= 1 && low->rank <= HR_LOW_RANK_MAX);
     }
 }
@@ -259,7 +251,7 @@ int hr_gpu_linear(struct hr_gpu *gpu, const struct hr_linear *p)
     hr_assert(p->x && p->w && p->out && p->x != p->out);
     hr_assert(p->n_tokens > 0 && p->n_in > 0 && p->n_out > 0);
     hr_assert(p->x_stride >= p->n_in && p->out_stride >= p->n_out);
-    hr_assert(dtype_is_activation(p->x_dtype) && dtype_is_weight(p->w_dtype));
+    hr_assert(dtype_is_activation(p->x_dtype) && hr_dtype_is_computable(p->w_dtype));
     hr_assert(dtype_is_activation(p->out_dtype));
     hr_assert(!p->w_scale || p->w_scale_stride <= 1);
     check_low_rank(p);
@@ -301,7 +293,7 @@ int hr_gpu_attention(struct hr_gpu *gpu, const struct hr_attention *p)
 
 int hr_gpu_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n)
 {
-    hr_assert(flag && (n == 0 || x));
+    hr_assert(flag && x && n > 0);
     return gpu->fns->flag_nonfinite(gpu, flag, x, n);
 }
 
@@ -313,6 +305,6 @@ int hr_gpu_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n)
 
 int hr_gpu_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n)
 {
-    hr_assert(dst && src && n > 0 && dtype_is_weight(dtype));
+    hr_assert(dst && src && n > 0 && hr_dtype_is_computable(dtype));
     return gpu->fns->to_f32(gpu, dst, src, dtype, n);
 }

@@ -12,11 +12,12 @@
  * Residual streams, modulation, statistics and accumulation are always F32.
  *
  * Layers:  gpu.c checks arguments and forwards; a device is a const struct of functions
- *          (gpu/device.h) and its private state. gpu_cpu.c is the CPU, kernels_ref.c the
- *          specification of each kernel in plain double-precision C.
- * Errors:  0 or -errno; arguments are asserted, the world (memory, a failed device) is returned.
- *          Every operation may return -ECANCELED; what it was to write is then undefined.
- * Threads: one thread drives a device; the device may use many.
+ *          (gpu/device.h) and its private state. gpu_cpu.c is the CPU, gpu_cuda.c a GPU of NVIDIA,
+ *          gpu_emulated.c the CPU made to act like a GPU, for tests; kernels_ref.c the
+ * specification of each operation in plain double-precision C. Errors:  0 or -errno; arguments are
+ * asserted, the world (memory, a failed device) is returned. Every operation may return -ECANCELED;
+ * what it was to write is then undefined. Threads: one thread drives a device; the device may use
+ * many.
  */
 #ifndef HR_GPU_H
 #define HR_GPU_H
@@ -28,6 +29,7 @@
 enum {
     HR_HEAD_DIM = 128,
     HR_GPU_ARENA_STEP = 256, /* to a multiple of it devices may round up an arena */
+    HR_GPU_THREADS_MAX = 256,
     /* A product of up to this many tokens gives each of them the bits that it has alone. */
     HR_TOKENS_INDEPENDENT_MAX = 6,
 };
@@ -53,7 +55,7 @@ struct hr_gpu_params {
  * has no more threads */
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err);
 void hr_gpu_close(struct hr_gpu **gpu);
-const char *hr_gpu_name(const struct hr_gpu *gpu); /* "cpu (oneDNN 2.6, 2 threads, avx512_core)" */
+const char *hr_gpu_name(const struct hr_gpu *gpu); /* "cpu (oneDNN 2.6.0, 2 threads, avx512)" */
 
 /* ---- memory ------------------------------------------------------------------------- */
 
@@ -191,7 +193,7 @@ int hr_gpu_attention(struct hr_gpu *gpu, const struct hr_attention *p);
 /* out[i] = silu(x[i]), n floats; may be the same array. */
 int hr_gpu_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n);
 
-/* *flag = 1 when one of n floats is NaN or infinite; else it is left as it is. */
+/* *flag = 1 when one of n > 0 floats is NaN or infinite; else it is left as it is. */
 int hr_gpu_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n);
 
 /* Convert n values at any address to F32 on the device: biases, gains, embeddings. */
@@ -203,9 +205,8 @@ int hr_gpu_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype
 int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
                         struct hr_error *err);
 
-/* Host memory that the device takes beside the arena when it meets these products first (matrix
- * library, tiles of all threads): an upper bound for budgets, before hr_gpu_open(). */
-uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
-                              size_t n_in_max, size_t n_out_max);
+/* Host memory that the device takes beside the arena, whatever it computes (matrix library, tiles
+ * of all threads): an upper bound for budgets, before hr_gpu_open(). */
+uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params);
 
 #endif /* HR_GPU_H */

@@ -23,7 +23,7 @@ static unsigned n_threads_of(const struct hr_gpu_params *params)
 
     if (params->n_threads > 0)
         return params->n_threads;
-    return n_cpus < 256 ? n_cpus : 256;
+    return n_cpus < HR_GPU_THREADS_MAX ? n_cpus : HR_GPU_THREADS_MAX;
 }
 
 /* Bytes of a thread's scratch, in the order of struct hr_cpu_thread. */
@@ -91,7 +91,7 @@ static void cpu_close(struct hr_gpu *gpu)
 
 static int choose_kernels(struct hr_cpu *cpu, struct hr_error *err)
 {
-    const char *isa = getenv("HEADRACE_CPU");
+    const char *isa = hr_env("HEADRACE_CPU");
     char printable[64], allowed[64] = "";
 
     cpu->kernels = hr_kernels_find(isa);
@@ -109,13 +109,28 @@ static int choose_kernels(struct hr_cpu *cpu, struct hr_error *err)
 
 static void choose_bf16(struct hr_cpu *cpu, enum hr_dtype act)
 {
-    const char *setting = getenv("HEADRACE_CPU_BF16");
+    const char *setting = hr_env("HEADRACE_CPU_BF16");
     const bool is_off = setting && strcmp(setting, "off") == 0;
 
     cpu->has_bf16 = !is_off && hr_gemm_has_bf16(cpu->gemm);
     if (!cpu->has_bf16 && act == HR_DTYPE_BF16)
         hr_log(HR_LOG_INFO, "cpu: products of bf16 are computed in f32, slower: %s",
                is_off ? "HEADRACE_CPU_BF16=off" : "the CPU has no such instructions");
+}
+
+static int error_open(int rc, unsigned n_threads, uint64_t arena_bytes, struct hr_error *err)
+{
+    char text[128];
+
+    if (rc == -EAGAIN)
+        return hr_error_set(err, rc,
+                            "cpu: the system gives no %u threads; use fewer (--threads) or raise "
+                            "the limit on processes (ulimit -u)",
+                            n_threads);
+    return hr_error_set(err, rc, "cpu: %u threads and %llu bytes of activations: %s", n_threads,
+                        (unsigned long long) arena_bytes,
+                        rc == -ENOMEM ? "no memory; use a smaller picture or fewer threads"
+                                      : hr_strerror(rc, text, sizeof(text)));
 }
 
 static int cpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
@@ -151,20 +166,14 @@ static int cpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
 
 fail_close:
     cpu_close(&cpu->gpu);
-    return hr_error_set(err, rc, "cpu: %u threads and %llu bytes of activations: %s", n_threads,
-                        (unsigned long long) params->arena_bytes,
-                        rc == -ENOMEM ? "no memory; give a smaller picture or fewer threads"
-                                      : "cannot be set up");
+    return error_open(rc, n_threads, params->arena_bytes, err);
 }
 
-static uint64_t cpu_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
-                                  size_t n_in_max, size_t n_out_max)
+/* Tiles are of bounded size. */
+static uint64_t cpu_scratch_bytes(const struct hr_gpu_params *params)
 {
     const uint64_t each = thread_scratch_bytes(false) + HR_GEMM_SCRATCH_BYTES;
 
-    (void) n_tokens_max; /* tiles are of bounded size */
-    (void) n_in_max;
-    (void) n_out_max;
     return HR_GEMM_FIXED_BYTES + n_threads_of(params) * each;
 }
 
@@ -321,12 +330,11 @@ static void to_f32_rows(const struct rows_job *job, size_t begin, size_t end)
 static int cpu_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype,
                       size_t n)
 {
-    const size_t one_or_two = dtype == HR_DTYPE_F16 || dtype == HR_DTYPE_BF16 ? 2 : 1;
     struct rows_job job = {.run = to_f32_rows,
                            .out = dst,
                            .p = src,
                            .dtype = dtype,
-                           .width = dtype == HR_DTYPE_F32 ? 4 : one_or_two,
+                           .width = hr_dtype_bytes(dtype),
                            .n_rows = n};
 
     return rows_run(gpu, &job, 1);

@@ -73,31 +73,27 @@ static int error_count(cudaError_t e, struct hr_error *err)
             err, -ENODEV, "cuda: the NVIDIA driver is too old: it has CUDA %d.%d, %d.%d is needed",
             driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     if (e == cudaErrorInsufficientDriver)
-        return hr_error_set(err, -ENODEV, "cuda: no NVIDIA driver is installed");
+        return hr_error_set(
+            err, -ENODEV, "cuda: no NVIDIA driver is installed; install one, or use --device cpu");
     if (e == cudaErrorNoDevice)
-        return hr_error_set(err, -ENODEV, "cuda: the driver sees no GPU");
+        return hr_error_set(
+            err, -ENODEV, "cuda: the driver sees no GPU; see nvidia-smi and CUDA_VISIBLE_DEVICES");
     return hr_error_set(err, -ENODEV, "cuda: %s", cudaGetErrorString(e));
 }
 
 /* The number behind "cuda:", 0 without one. */
-static int parse_ordinal(const char *device, int n_devices, int *ret_ordinal, struct hr_error *err)
+static int parse_ordinal(const char *device, unsigned long *ret_ordinal, struct hr_error *err)
 {
     const char *colon = device ? strchr(device, ':') : NULL;
     char printable[64], *end;
-    unsigned long n;
 
     *ret_ordinal = 0;
     if (!colon)
         return 0;
-    n = strtoul(colon + 1, &end, 10);
+    *ret_ordinal = strtoul(colon + 1, &end, 10);
     if (colon[1] < '0' || colon[1] > '9' || *end)
-        return hr_error_set(err, -ENODEV, "device \"%s\": expected cuda or cuda:NUMBER",
+        return hr_error_set(err, -ENODEV, "device \"%s\": expected cuda or cuda:N",
                             hr_printable(device, printable, sizeof(printable)));
-    if (n >= (unsigned long) n_devices)
-        return hr_error_set(err, -ENODEV, "device \"%s\": there %s %d, numbered from 0",
-                            hr_printable(device, printable, sizeof(printable)),
-                            n_devices == 1 ? "is" : "are", n_devices);
-    *ret_ordinal = (int) n;
     return 0;
 }
 
@@ -105,16 +101,24 @@ static int parse_ordinal(const char *device, int n_devices, int *ret_ordinal, st
 static int find_device(const struct hr_gpu_params *params, int *ret_ordinal,
                        struct cudaDeviceProp *ret_prop, struct hr_error *err)
 {
-    int n = 0, r;
+    char printable[64];
+    unsigned long ordinal;
+    int n = 0;
+    const int r = parse_ordinal(params->device, &ordinal, err);
+
+    if (r < 0)
+        return r;
     cudaError_t e = cudaGetDeviceCount(&n);
 
     if (e == cudaSuccess && n == 0)
         e = cudaErrorNoDevice;
     if (e != cudaSuccess)
         return error_count(e, err);
-    r = parse_ordinal(params->device, n, ret_ordinal, err);
-    if (r < 0)
-        return r;
+    if (ordinal >= (unsigned long) n)
+        return hr_error_set(err, -ENODEV, "device \"%s\": there %s %d, numbered from 0",
+                            hr_printable(params->device, printable, sizeof(printable)),
+                            n == 1 ? "is" : "are", n);
+    *ret_ordinal = (int) ordinal;
     e = cudaGetDeviceProperties(ret_prop, *ret_ordinal);
     if (e != cudaSuccess)
         return error_count(e, err);
@@ -184,13 +188,9 @@ static int cuda_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_b
     return 0;
 }
 
-static uint64_t cuda_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
-                                   size_t n_in_max, size_t n_out_max)
+static uint64_t cuda_scratch_bytes(const struct hr_gpu_params *params)
 {
     (void) params; /* layers are cut into parts of bounded size */
-    (void) n_tokens_max;
-    (void) n_in_max;
-    (void) n_out_max;
     return HOST_BYTES;
 }
 
@@ -207,7 +207,8 @@ static int take_memory(struct hr_cuda *cuda, const struct hr_gpu_params *params,
         cudaMemGetInfo(&free_bytes, &total_bytes);
         return hr_error_set(err, e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO,
                             "cuda: activations %llu MiB, slots of weights %llu MiB and scratch "
-                            "%llu MiB do not fit in the %llu MiB that are free: %s",
+                            "%llu MiB do not fit in the %llu MiB that are free: %s; close other "
+                            "programs on the GPU, use a smaller picture, or --device cpu",
                             mib(arena_bytes), mib(slot_bytes), mib(HR_CUDA_SCRATCH_BYTES),
                             (unsigned long long) (free_bytes / HR_MIB), cudaGetErrorString(e));
     }
@@ -311,8 +312,8 @@ static int cuda_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params
     cuda->gpu.fns = &hr_device_cuda;
     cuda->gpu.act = params->act;
     snprintf(cuda->gpu.name, sizeof(cuda->gpu.name), "cuda:%d (%.40s, sm_%d%d, cuBLASLt %u.%u)",
-             ordinal, prop.name, prop.major, prop.minor, hr_lt_version(cuda->lt) / 10000,
-             hr_lt_version(cuda->lt) / 100 % 100);
+             ordinal, prop.name, prop.major, prop.minor, hr_lt_version() / 10000,
+             hr_lt_version() / 100 % 100);
     *ret_gpu = &cuda->gpu;
     return 0;
 }
@@ -496,7 +497,7 @@ const struct hr_device_fns hr_device_cuda = {
     .stage = cuda_stage,
     .unstage = cuda_unstage,
     .host_is_free = cuda_host_is_free,
-    .linear = hr_cuda_linear,
+    .linear = hr_cuda_op_linear,
     .layernorm_modulate = hr_cuda_op_layernorm_modulate,
     .rmsnorm = hr_cuda_op_rmsnorm,
     .qk_norm_rope = hr_cuda_op_qk_norm_rope,

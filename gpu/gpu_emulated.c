@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "gpu/device.h"
 #include "gpu/slots.h"
@@ -104,10 +103,7 @@ static void delay(struct emulated *e)
     x ^= x >> 7;
     x ^= x << 17;
     e->random = x;
-    const uint64_t us = x % (e->delay_us + 1u);
-    const struct timespec pause = {(time_t) (us / 1000000), (long) (us % 1000000) * 1000};
-
-    nanosleep(&pause, NULL);
+    hr_sleep_ns(x % (e->delay_us + 1u) * 1000);
 }
 
 static int compute(struct emulated *e, struct command *c)
@@ -322,10 +318,9 @@ static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *pa
     return 0;
 }
 
-static uint64_t emulated_scratch_bytes(const struct hr_gpu_params *params, size_t n_tokens_max,
-                                       size_t n_in_max, size_t n_out_max)
+static uint64_t emulated_scratch_bytes(const struct hr_gpu_params *params)
 {
-    return hr_device_cpu.scratch_bytes(params, n_tokens_max, n_in_max, n_out_max) +
+    return hr_device_cpu.scratch_bytes(params) +
            (params->vram_bytes ? params->vram_bytes : slot_bytes_of(params)) +
            sizeof(struct emulated);
 }

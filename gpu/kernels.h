@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* clang-format off */
 /* kernels.h -- the CPU device's arithmetic beside the matrix library's, one table for each
  * instruction set, and the specification of every operation (suffix _ref) that they are held to.
  *
@@ -9,13 +10,17 @@
  *
  * Accuracy against _ref, held by tests/gpu (|got - want| <= tol * max(1, |want|), and where the
  * output is bf16 one unit in the last place, 2^-7, more):
+ *
  *   linear                3e-6 + 4e-8 n, n = n_in and the ranks of low-rank terms, where no factor
- * or scale exceeds 1: n products of random sign, summed in f32 one after the other, have an rms
- * error of 6e-9 n layernorm_modulate    2e-6 while |mean| <= 10 standard deviations rmsnorm,
- * qk_norm_rope 1e-6 exp                   2e-7 relative; SiLU and GELU 3e-7 (1 + |z|), z the
- * argument of exp attention             2e-6 max |q| max |k| with act F32, 2^-8 with act BF16, |v|
- * <= 1 conversions           exact, or rounded to nearest even
+ *                         or scale exceeds 1: n products of random sign, summed in f32 one after
+ *                         the other, have an rms error of 6e-9 n
+ *   layernorm_modulate    2e-6 while |mean| <= 10 standard deviations
+ *   rmsnorm, qk_norm_rope 1e-6
+ *   exp                   2e-7 relative; SiLU and GELU 3e-7 (1 + |z|), z the argument of exp
+ *   attention             2e-6 max |q| max |k| with act F32, 2^-8 with act BF16, |v| <= 1
+ *   conversions           exact, or rounded to nearest even
  */
+/* clang-format on */
 #ifndef HR_GPU_KERNELS_H
 #define HR_GPU_KERNELS_H
 
@@ -43,7 +48,7 @@ enum { HR_DOT_TOKENS_MAX = 6 };
  *   sum = a sum + sum_j p[j];  acc = a acc;  m = m' */
 struct hr_softmax {
     const float *s; /* [n_rows, n_keys] products of q and k, dense            */
-    void *p;        /* [n_rows, n_keys] dense, may be s when it is F32        */
+    void *p;        /* [n_rows, n_keys] dense; may be s: what is written has been read           */
     enum hr_dtype p_dtype;
     float *m;   /* [n_rows], -INFINITY before the first tile                  */
     float *sum; /* [n_rows], 0 before the first tile                          */

@@ -190,9 +190,8 @@ void hr_lt_close(struct hr_lt **lt)
     *lt = NULL;
 }
 
-unsigned hr_lt_version(const struct hr_lt *lt)
+unsigned hr_lt_version(void)
 {
-    (void) lt;
     return 0;
 }
 

@@ -157,7 +157,7 @@ static void run_parts(const struct hr_linear *p, struct check_rng *rng)
                                                .w_scale = p->w_scale,
                                                .w_scale_stride = p->w_scale_stride,
                                                .bias = p->bias,
-                                               .kind = (int) p->epilogue,
+                                               .kind = (enum hr_cuda_epilogue_kind) p->epilogue,
                                                .out = p->out,
                                                .out_stride = p->out_stride,
                                                .out_is_bf16 = p->out_dtype == HR_DTYPE_BF16,

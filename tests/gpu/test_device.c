@@ -12,7 +12,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -66,6 +69,61 @@ static void test_open_errors(void **state)
     params = (struct hr_gpu_params){.act = HR_DTYPE_F32};
     check_refused(&params, -ENODEV, "baseline");
     unsetenv("HEADRACE_CPU");
+}
+
+/* An empty variable names nothing. */
+static void test_empty_environment(void **state)
+{
+    const struct hr_gpu_params params = {.act = HR_DTYPE_F32, .n_threads = 1};
+    char *device = getenv("HEADRACE_DEVICE") ? strdup(getenv("HEADRACE_DEVICE")) : NULL;
+    struct hr_gpu *gpu = NULL;
+
+    (void) state;
+    setenv("HEADRACE_DEVICE", "", 1);
+    setenv("HEADRACE_CPU", "", 1);
+    const int rc = hr_gpu_open(&gpu, &params, NULL);
+
+    unsetenv("HEADRACE_CPU");
+    if (device)
+        setenv("HEADRACE_DEVICE", device, 1);
+    else
+        unsetenv("HEADRACE_DEVICE");
+    free(device);
+    assert_int_equal(rc, 0);
+    hr_gpu_close(&gpu);
+}
+
+/* In a child: the right to threads is given up for good. @return its exit status */
+static int open_without_threads(void)
+{
+    enum { NOBODYS_USER = 54321 };
+    const struct rlimit one = {1, 1};
+    const struct hr_gpu_params params = {.device = "cpu", .act = HR_DTYPE_F32, .n_threads = 3};
+    struct hr_error err = {0};
+    struct hr_gpu *gpu = NULL;
+
+    if (setrlimit(RLIMIT_NPROC, &one) < 0 || setresuid(NOBODYS_USER, NOBODYS_USER, NOBODYS_USER))
+        return 77; /* root is exempt from the limit, and only root can become another */
+    if (hr_gpu_open(&gpu, &params, &err) != -EAGAIN || gpu)
+        return 1;
+    return strcmp(err.message, "cpu: the system gives no 3 threads; use fewer (--threads) or raise "
+                               "the limit on processes (ulimit -u)") != 0;
+}
+
+static void test_no_threads(void **state)
+{
+    int status;
+    const pid_t pid = fork();
+
+    (void) state;
+    assert_true(pid >= 0);
+    if (pid == 0)
+        _exit(open_without_threads());
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77)
+        skip();
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 /* As many threads as are allowed; most find nothing to do. */
@@ -207,10 +265,10 @@ static void test_scratch_bytes(void **state)
     const uint64_t after = hr_memory_now().resident_bytes;
 
     print_message("scratch: %.1f MB of %.1f MB\n", (double) (after - before) * 1e-6,
-                  (double) hr_gpu_scratch_bytes(&params, T, D, D) * 1e-6);
+                  (double) hr_gpu_scratch_bytes(&params) * 1e-6);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
     if (after > 0)
-        assert_true(after - before <= hr_gpu_scratch_bytes(&params, T, D, D));
+        assert_true(after - before <= hr_gpu_scratch_bytes(&params));
 #endif
     hr_gpu_close(&gpu);
     free(x);
@@ -474,12 +532,13 @@ static void test_signals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_open_errors),    cmocka_unit_test(test_open_auto),
-        cmocka_unit_test(test_threads_max),    cmocka_unit_test(test_arena),
-        cmocka_unit_test(test_weights),        cmocka_unit_test(test_pool),
-        cmocka_unit_test(test_pool_cancelled), cmocka_unit_test(test_cancelled),
-        cmocka_unit_test(test_reference),      cmocka_unit_test(test_scratch_bytes),
-        cmocka_unit_test(test_signals),        cmocka_unit_test(test_no_other_threads),
+        cmocka_unit_test(test_open_errors),       cmocka_unit_test(test_open_auto),
+        cmocka_unit_test(test_empty_environment), cmocka_unit_test(test_no_threads),
+        cmocka_unit_test(test_threads_max),       cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_weights),           cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_pool_cancelled),    cmocka_unit_test(test_cancelled),
+        cmocka_unit_test(test_reference),         cmocka_unit_test(test_scratch_bytes),
+        cmocka_unit_test(test_signals),           cmocka_unit_test(test_no_other_threads),
     };
 
     setenv("CUDA_VISIBLE_DEVICES", "", 1); /* "auto" is the CPU, whatever the machine has */
