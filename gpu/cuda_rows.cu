@@ -118,7 +118,7 @@ __global__ void layernorm_kernel(struct hr_cuda_layernorm p)
         square += (x[c] - mean) * (x[c] - mean);
     }
     rest = block_sum(rest, shared) / n;
-    const float variance = block_sum(square, shared) / n - rest * rest;
+    const float variance = fmaxf(block_sum(square, shared) / n - rest * rest, 0.0f);
     const float factor = 1.0f / sqrtf(variance + 1e-6f);
     for (size_t c = threadIdx.x; c < p.width; c += THREADS)
         store(p.out, p.out_is_bf16, t * p.width + c,
@@ -260,8 +260,6 @@ cudaError_t hr_cuda_silu(float *out, const float *x, size_t n, cudaStream_t stre
 
 cudaError_t hr_cuda_flag_nonfinite(uint32_t *flag, const float *x, size_t n, cudaStream_t stream)
 {
-    if (n == 0)
-        return cudaSuccess;
     HR_LAUNCH(flag_nonfinite_kernel, blocks_for(n), THREADS, stream, flag, x, n);
     return cudaGetLastError();
 }

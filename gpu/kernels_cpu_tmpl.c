@@ -384,7 +384,7 @@ static void qk_norm_rope(const struct hr_qk_norm_rope *p, enum hr_dtype act, siz
     }
 }
 
-/* ---- softmax and silu --------------------------------------------------------------- */
+/* ---- softmax, silu, a search for what is not finite --------------------------------- */
 
 #define HR_SOFTMAX_SCALE 0.08838834764831845f /* 1 / sqrt(128) */
 
@@ -406,6 +406,7 @@ HR_INLINE float row_max(const float *s, size_t n)
     return all > tail ? all : tail;
 }
 
+/* Rounded to bf16 a NaN may become a number; the sum, in f32, stays NaN and with it the result. */
 HR_INLINE void store_probability(void *p, enum hr_dtype dtype, size_t i, size_t n, vf v)
 {
     if (dtype == HR_DTYPE_F32)
@@ -492,9 +493,6 @@ static void silu(float *out, const float *x, size_t n)
     }
 }
 
-/* ---- table -------------------------------------------------------------------------- */
-
-extern const struct hr_kernels HR_KERNELS_TABLE;
 static bool all_finite(const float *x, size_t n)
 {
     const uint32_t exponent = 0x7f800000u;
@@ -509,6 +507,9 @@ static bool all_finite(const float *x, size_t n)
     return n_bad == 0;
 }
 
+/* ---- table -------------------------------------------------------------------------- */
+
+extern const struct hr_kernels HR_KERNELS_TABLE;
 const struct hr_kernels HR_KERNELS_TABLE = {
     .isa = HR_KERNELS_ISA,
     .to_f32 = to_f32,

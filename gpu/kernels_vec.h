@@ -227,13 +227,14 @@ HR_INLINE void store_act(void *p, enum hr_dtype dtype, size_t i, size_t n, vf v)
 
 /* ---- arithmetic --------------------------------------------------------------------- */
 
-/* exp(x), relative error <= 2e-7; x is held within -87 .. 88, where the result is a normal
- * number. x = n ln 2 + r, |r| <= ln 2 / 2; a polynomial for e^r (Cephes), n into the exponent. */
+/* exp(x), relative error <= 2e-7, NaN of NaN; x is held within -87 .. 88, where the result is a
+ * normal number. x = n ln 2 + r, |r| <= ln 2 / 2; a polynomial for e^r (Cephes), n into the
+ * exponent. */
 HR_INLINE vf vexp(vf x)
 {
     const float to_int = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
 
-    x = vmax(splat(-87.0f), vmin(splat(88.0f), x)); /* a NaN stays one */
+    x = vmax(splat(-87.0f), vmin(splat(88.0f), x)); /* NaN passes */
 
     const vf t = x * 1.44269504f + to_int;
     const vf n = t - to_int;
@@ -245,7 +246,8 @@ HR_INLINE vf vexp(vf x)
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * (r * r) + r + 1.0f;
-    return (vf) ((vu) y + (((vu) t - 0x4b400000) << 23));
+    y = (vf) ((vu) y + (((vu) t - 0x4b400000) << 23));
+    return select_f32((vi) (x != x), x, y); /* adding to a NaN's exponent may make a number of it */
 }
 
 /* x / (1 + exp(-z)) */

@@ -124,6 +124,38 @@ static void test_sizes(void **state)
     }
 }
 
+/* One NaN among the keys, whatever its payload, is in all results of its head and in no other. */
+static void test_nan(void **state)
+{
+    static const uint32_t payloads[] = {0x7fffffffu, 0x7fc10000u};
+    struct check_rng rng = check_seed();
+    struct check_device device;
+
+    (void) state;
+    for (size_t i = 0; check_device_get(&device, i); i++)
+        for (size_t j = 0; j < 2 * HR_ARRAY_SIZE(payloads); j++) {
+            const enum hr_dtype act = acts[j % 2];
+            const size_t size = check_dtype_bytes(act), n_heads = 2, n_q = 3;
+            const uint32_t bits = payloads[j / 2] >> (act == HR_DTYPE_F32 ? 0 : 16);
+            const size_t row = n_heads * HR_HEAD_DIM;
+            struct hr_gpu *gpu = check_device_open(&device, act, 1);
+            float out[3 * 2 * HR_HEAD_DIM];
+            struct arrays a;
+
+            arrays_init(&a, &rng, act, n_q, HR_TILE_KEYS + 9, n_heads, 1.0f);
+            memcpy((unsigned char *) a.k + (20 * row + HR_HEAD_DIM + 5) * size, &bits, size);
+            a.p.out = a.out;
+            check_done(gpu, hr_gpu_attention(gpu, &a.p));
+            hr_to_f32_ref(out, a.out, act, n_q * row);
+            for (size_t k = 0; k < n_q * row; k++)
+                if (!isnan(out[k]) == (k / HR_HEAD_DIM % 2 == 1))
+                    fail_msg("%s %s: NaN %08x in a key: out[%zu] is %g", device.isa,
+                             hr_dtype_name(act), bits, k, (double) out[k]);
+            arrays_uninit(&a);
+            hr_gpu_close(&gpu);
+        }
+}
+
 static void test_same_bits(void **state)
 {
     static const unsigned n_threads[] = {1, 2, 3, 5};
@@ -152,6 +184,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_nan),
         cmocka_unit_test(test_same_bits),
     };
 

@@ -104,6 +104,43 @@ static void test_layernorm_modulate(void **state)
     for_each_isa(layernorm_isa);
 }
 
+/* Rows of one large value: what rounding leaves of their variance is not below 0. */
+static void layernorm_constant_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                                   struct check_rng *rng)
+{
+    enum { WIDTH = 1000003 };
+    float *x = check_alloc(WIDTH * sizeof(float), 4), *out = check_alloc(WIDTH * sizeof(float), 4);
+    float *zeros = check_alloc(WIDTH * sizeof(float), 4);
+
+    (void) act;
+    memset(zeros, 0, WIDTH * sizeof(float));
+    for (int round = 0; round < 8; round++) {
+        const float value = check_float(rng, 1e9f, 1e12f);
+        const struct hr_layernorm_modulate p = {.x = x,
+                                                .out = out,
+                                                .out_dtype = HR_DTYPE_F32,
+                                                .shift = zeros,
+                                                .scale = zeros,
+                                                .split = 1,
+                                                .n_tokens = 1,
+                                                .width = WIDTH};
+
+        check_fill_f32(rng, x, WIDTH, value, value);
+        check_done(gpu, hr_gpu_layernorm_modulate(gpu, &p));
+        if (!hr_all_finite_ref(out, WIDTH))
+            fail_msg("%s: a row of %.9g is not finite", isa, (double) value);
+    }
+    check_free(x);
+    check_free(out);
+    check_free(zeros);
+}
+
+static void test_layernorm_constant(void **state)
+{
+    (void) state;
+    for_each_isa(layernorm_constant_isa);
+}
+
 /* ---- RMS norm, with and without rotary embedding ------------------------------------ */
 
 static void rmsnorm_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
@@ -300,6 +337,39 @@ static void test_silu(void **state)
     for_each_isa(silu_isa);
 }
 
+/* ---- softmax ------------------------------------------------------------------------ */
+
+/* A score that is NaN, whatever its payload, is seen in its probability and in the sum; the rows
+ * beside it are as they are alone. */
+static void test_softmax_nan(void **state)
+{
+    static const uint32_t payloads[] = {0x7fffffffu, 0xffffffffu, 0x7fc00001u, 0x7f800001u};
+    enum { ROWS = 2, KEYS = 37 };
+
+    (void) state;
+    for (size_t i = 0; hr_kernels_name(i); i++)
+        for (size_t at = 0; at < KEYS * HR_ARRAY_SIZE(payloads); at++) {
+            float s[ROWS * KEYS] = {0}, p[ROWS * KEYS], m[ROWS] = {-INFINITY, -INFINITY};
+            float sum[ROWS] = {0};
+            const size_t key = at % KEYS;
+
+            memcpy(&s[key], &payloads[at / KEYS], sizeof(s[0]));
+            hr_kernels_find(hr_kernels_name(i))
+                ->softmax(&(struct hr_softmax){.s = s,
+                                               .p = p,
+                                               .p_dtype = HR_DTYPE_F32,
+                                               .m = m,
+                                               .sum = sum,
+                                               .n_rows = ROWS,
+                                               .n_keys = KEYS,
+                                               .first = true});
+            if (!isnan(p[key]) || !isnan(sum[0]) || sum[1] != KEYS)
+                fail_msg("%s: %08x at %zu: probability %g, sums %g and %g", hr_kernels_name(i),
+                         payloads[at / KEYS], key, (double) p[key], (double) sum[0],
+                         (double) sum[1]);
+        }
+}
+
 /* ---- conversions -------------------------------------------------------------------- */
 
 static bool same_f32(float a, float b)
@@ -412,12 +482,14 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layernorm_modulate),
+        cmocka_unit_test(test_layernorm_constant),
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_qk_norm_rope),
         cmocka_unit_test(test_activations),
         cmocka_unit_test(test_silu),
         cmocka_unit_test(test_finite),
         cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_softmax_nan),
         cmocka_unit_test(test_to_f32),
         cmocka_unit_test(test_to_bf16),
     };
