@@ -61,6 +61,18 @@ char *hr_arena_strdup(struct hr_arena *arena, const char *text)
     return copy ? memcpy(copy, text, bytes) : NULL;
 }
 
+void *hr_array_grow(void *array, size_t n, size_t *n_max, size_t element_bytes)
+{
+    if (n < *n_max)
+        return array;
+    const size_t n_new = *n_max ? 2 * *n_max : 64;
+    void *grown = realloc(array, n_new * element_bytes);
+
+    if (grown)
+        *n_max = n_new;
+    return grown;
+}
+
 void hr_arena_uninit(struct hr_arena *arena)
 {
     while (arena->last) {

@@ -95,6 +95,11 @@ int hr_header_metadata(char **ret_text, const char *json, size_t json_bytes, con
 /* Elements of a shape; 1 for rank 0. The product has been checked when it came from a header. */
 uint64_t hr_shape_elements(const uint64_t *shape, uint32_t rank);
 
+/* Bytes of a tensor from dtype and shape.
+ * @return NULL, or what is wrong. As in the reference implementation the product is taken from the
+ *         left, and overflows even when a later dimension is 0. */
+const char *hr_entry_bytes(const struct hr_entry *entry, uint64_t *ret_bytes);
+
 /* A header for writing. Entries' names, dtypes, shapes and order are given, begin_bytes and
  * size_bytes are filled in; spaces are added so that the data begin at a multiple of 8, then
  * pad_bytes spaces more.

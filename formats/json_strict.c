@@ -12,13 +12,15 @@
 #include "formats/formats.h"
 #include "formats/json_strict.h"
 
+_Static_assert(HR_JSON_DEPTH_MAX == 32, "as a message says");
+
 static int fail_at(const struct hr_json_source *source, const char *at, const char *message)
 {
     return hr_error_set(source->err, -EBADMSG, "%s: malformed JSON at byte %zu: %s", source->what,
                         (size_t) (at - source->text), message);
 }
 
-static int fail_memory(const struct hr_json_source *source)
+int hr_json_fail_memory(const struct hr_json_source *source)
 {
     return hr_error_set(source->err, -ENOMEM, "%s: out of memory while reading JSON", source->what);
 }
@@ -62,7 +64,7 @@ static int value_end(const struct hr_json_source *source, const char *p, const c
                 break;
         } else if (*p == '{' || *p == '[') {
             if (++depth > HR_JSON_DEPTH_MAX)
-                return fail_at(source, p, "nested too deeply");
+                return fail_at(source, p, "more than 32 brackets inside one another");
             p++;
         } else if (depth == 0) {
             while (p < end && !ends_scalar(*p))
@@ -226,7 +228,7 @@ static int load_span(json_t **ret_value, const struct hr_json_source *source,
                             "%s: %sa value of %zu bytes where at most %d are expected",
                             source->what, where, span.bytes, (int) HR_JSON_VALUE_BYTES_MAX);
     if (patch_integers(span.begin, span.bytes, &copy) < 0)
-        return fail_memory(source);
+        return hr_json_fail_memory(source);
     value = load_text(copy ? copy : span.begin, span.bytes, &error, &shift);
     free(copy);
     if (value) {
@@ -234,7 +236,7 @@ static int load_span(json_t **ret_value, const struct hr_json_source *source,
         return 0;
     }
     if (!error.text[0] || json_error_code(&error) == json_error_out_of_memory)
-        return fail_memory(source);
+        return hr_json_fail_memory(source);
     return hr_error_set(source->err, -EBADMSG, "%s: %smalformed JSON at byte %zu: %s", source->what,
                         where,
                         (size_t) (span.begin - source->text) + (size_t) error.position - shift,
@@ -325,22 +327,19 @@ static int add_key(struct hr_json_object *object, struct hr_json_span span)
     const char *key;
     int r;
 
-    if (object->n_keys == object->n_keys_max) {
-        const size_t n = object->n_keys_max ? 2 * object->n_keys_max : 64;
-        const char **keys = realloc(object->keys, n * sizeof(*keys));
+    const char **keys =
+        hr_array_grow(object->keys, object->n_keys, &object->n_keys_max, sizeof(*keys));
 
-        if (!keys)
-            return fail_memory(object->source);
-        object->keys = keys;
-        object->n_keys_max = n;
-    }
+    if (!keys)
+        return hr_json_fail_memory(object->source);
+    object->keys = keys;
     r = load_span(&value, object->source, span, "");
     if (r < 0)
         return r;
     key = hr_arena_strdup(object->arena, json_string_value(value));
     json_decref(value);
     if (!key)
-        return fail_memory(object->source);
+        return hr_json_fail_memory(object->source);
     object->keys[object->n_keys++] = key;
     return 0;
 }

@@ -30,6 +30,9 @@ struct hr_json_source {
     struct hr_error *err;
 };
 
+/* Memory was lacking for what is made of it. @return -ENOMEM */
+int hr_json_fail_memory(const struct hr_json_source *source);
+
 struct hr_json_span {
     const char *begin;
     size_t bytes;

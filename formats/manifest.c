@@ -41,11 +41,6 @@ static int fail(const struct reader *reader, const char *kind, const char *name,
                         kind, hr_printable(name, shown, sizeof(shown)), message);
 }
 
-static int fail_memory(const struct reader *reader)
-{
-    return hr_error_set(reader->source->err, -ENOMEM, "%s: out of memory", reader->source->what);
-}
-
 /* ---- values ------------------------------------------------------------------------- */
 
 static bool parse_digits(const char *text, uint64_t *ret_value)
@@ -73,19 +68,6 @@ static bool get_hash(const json_t *value, struct hr_hash *ret_hash)
            parse_digits(json_string_value(value) + HASH_DIGITS / 2, &ret_hash->low);
 }
 
-/* The array, of n elements, with room for one more; NULL without memory, and it is as it was. */
-static void *grow(void *array, size_t n, size_t *n_max, size_t element_bytes)
-{
-    if (n < *n_max)
-        return array;
-    const size_t n_new = *n_max ? 2 * *n_max : 64;
-    void *grown = realloc(array, n_new * element_bytes);
-
-    if (grown)
-        *n_max = n_new;
-    return grown;
-}
-
 /* ---- files and tensors -------------------------------------------------------------- */
 
 static int add_file(struct reader *reader, const char *name, const json_t *value)
@@ -100,10 +82,10 @@ static int add_file(struct reader *reader, const char *name, const json_t *value
         return fail(reader, "file", name,
                     "expected size_bytes, mtime_ns and header, a hash of 32 digits");
     struct hr_manifest_file *files =
-        grow(m->files, m->n_files, &reader->n_files_max, sizeof(*m->files));
+        hr_array_grow(m->files, m->n_files, &reader->n_files_max, sizeof(*m->files));
 
     if (!files)
-        return fail_memory(reader);
+        return hr_json_fail_memory(reader->source);
     m->files = files;
     m->files[m->n_files++] = file;
     return 0;
@@ -163,12 +145,12 @@ static int add_tensor(struct reader *reader, const char *name, const json_t *val
     tensor.size_bytes = end - tensor.begin_bytes;
     tensor.type = hr_arena_strdup(reader->arena, type);
     struct hr_manifest_tensor *tensors =
-        grow(m->tensors, m->n_tensors, &reader->n_tensors_max, sizeof(*m->tensors));
+        hr_array_grow(m->tensors, m->n_tensors, &reader->n_tensors_max, sizeof(*m->tensors));
 
     if (tensors)
         m->tensors = tensors;
     if (!tensors || !tensor.type)
-        return fail_memory(reader);
+        return hr_json_fail_memory(reader->source);
     m->tensors[m->n_tensors++] = tensor;
     return 0;
 }

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -91,20 +92,21 @@ static int read_numbers(struct hr_config *config, const struct hr_json_source *s
         const uint32_t min = numbers[i].min, max = numbers[i].max;
         const json_t *value = json_object_get(root, numbers[i].key);
         uint64_t number;
+        char allowed[48];
 
         if (!value)
             continue;
+        if (min == max)
+            snprintf(allowed, sizeof(allowed), "only %" PRIu32 " is supported", min);
+        else
+            snprintf(allowed, sizeof(allowed), "%" PRIu32 "..%" PRIu32 " is allowed", min, max);
         if (!hr_json_get_u64(value, &number))
-            return hr_error_set(source->err, -EBADMSG, "%s: %s is no integer 0..2^63-1",
-                                source->what, numbers[i].key);
-        if (min == max && number != min)
-            return hr_error_set(source->err, -EOPNOTSUPP,
-                                "%s: %s is %" PRIu64 "; only %" PRIu32 " is supported",
-                                source->what, numbers[i].key, number, min);
+            return hr_error_set(source->err, -EBADMSG, "%s: %s is no integer; %s", source->what,
+                                numbers[i].key, allowed);
         if (number < min || number > max)
-            return hr_error_set(source->err, -EBADMSG,
-                                "%s: %s is %" PRIu64 "; %" PRIu32 "..%" PRIu32 " is allowed",
-                                source->what, numbers[i].key, number, min, max);
+            return hr_error_set(source->err, min == max ? -EOPNOTSUPP : -EBADMSG,
+                                "%s: %s is %" PRIu64 "; %s", source->what, numbers[i].key, number,
+                                allowed);
         set_number(config, i, (uint32_t) number);
     }
     return 0;

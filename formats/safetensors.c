@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +16,9 @@
 #include "formats/json_strict.h"
 
 static const char metadata_key[] = "__metadata__";
+
+#define TOO_MANY_DIMENSIONS "more than 64 dimensions"
+_Static_assert(HR_RANK_MAX == 64, "as the message says");
 
 /* The longest name as it stands in a message. */
 enum { NAME_BYTES = 200 };
@@ -53,13 +57,12 @@ uint64_t hr_shape_elements(const uint64_t *shape, uint32_t rank)
     return n;
 }
 
-/* Bytes of a tensor.
- * @return NULL, or what is wrong. As in the reference implementation the product is taken from the
- *         left, and overflows even when a later dimension is 0. */
-static const char *tensor_bytes(const struct hr_entry *entry, uint64_t *ret_bytes)
+const char *hr_entry_bytes(const struct hr_entry *entry, uint64_t *ret_bytes)
 {
     uint64_t n = 1;
 
+    if (entry->rank > HR_RANK_MAX)
+        return TOO_MANY_DIMENSIONS;
     for (uint32_t i = 0; i < entry->rank; i++) {
         if (__builtin_mul_overflow(n, entry->shape[i], &n))
             return "the product of the shape overflows 64 bits";
@@ -82,23 +85,32 @@ struct reader {
     size_t n_entries, n_entries_max;
 };
 
-/* Say what is wrong with an entry; `detail` may be "". */
 static int fail_entry(const struct reader *reader, const struct hr_entry *entry,
-                      const char *message, const char *detail)
+                      const char *message)
 {
-    char name[NAME_BYTES], text[NAME_BYTES];
+    char name[NAME_BYTES];
 
-    return hr_error_set(reader->source->err, -EBADMSG, "%s: tensor \"%s\": %s%s",
+    return hr_error_set(reader->source->err, -EBADMSG, "%s: tensor \"%s\": %s",
                         reader->source->what, hr_printable(entry->name, name, sizeof(name)),
-                        message, hr_printable(detail, text, sizeof(text)));
+                        message);
+}
+
+static int fail_dtype(const struct reader *reader, const struct hr_entry *entry, const char *dtype)
+{
+    char text[NAME_BYTES], message[NAME_BYTES + 100];
+
+    snprintf(message, sizeof(message),
+             "unknown dtype %s; expected one of safetensors' such as BF16, F16, F32, F8_E4M3",
+             hr_printable(dtype, text, sizeof(text)));
+    return fail_entry(reader, entry, message);
 }
 
 static int read_dtype(const struct reader *reader, struct hr_entry *entry, const json_t *value)
 {
     if (!json_is_string(value))
-        return fail_entry(reader, entry, "dtype is missing or no string", "");
+        return fail_entry(reader, entry, "dtype is missing or no string");
     if (hr_dtype_parse(json_string_value(value), &entry->dtype) < 0)
-        return fail_entry(reader, entry, "unknown dtype ", json_string_value(value));
+        return fail_dtype(reader, entry, json_string_value(value));
     return 0;
 }
 
@@ -108,19 +120,18 @@ static int read_shape(const struct reader *reader, struct hr_entry *entry, const
     uint64_t *shape;
 
     if (!json_is_array(value))
-        return fail_entry(reader, entry, "shape is missing or no array", "");
+        return fail_entry(reader, entry, "shape is missing or no array");
     if (rank > HR_RANK_MAX)
-        return fail_entry(reader, entry, "more than 64 dimensions", "");
+        return fail_entry(reader, entry, TOO_MANY_DIMENSIONS);
     if (rank == 0)
         return 0;
     shape = hr_arena_take(reader->arena, rank * sizeof(*shape));
     if (!shape)
-        return hr_error_set(reader->source->err, -ENOMEM, "%s: out of memory",
-                            reader->source->what);
+        return hr_json_fail_memory(reader->source);
     for (size_t i = 0; i < rank; i++) {
         if (!hr_json_get_u64(json_array_get(value, i), &shape[i]))
-            return fail_entry(reader, entry, "shape holds something else than an integer 0..2^63-1",
-                              "");
+            return fail_entry(reader, entry,
+                              "shape holds something else than an integer 0..2^63-1");
     }
     entry->rank = (uint32_t) rank;
     entry->shape = shape;
@@ -134,19 +145,19 @@ static int read_range(const struct reader *reader, struct hr_entry *entry, const
     uint64_t begin, end, bytes;
 
     if (!json_is_array(value) || json_array_size(value) != 2)
-        return fail_entry(reader, entry, "data_offsets is missing or no pair", "");
+        return fail_entry(reader, entry, "data_offsets is missing or no pair");
     if (!hr_json_get_u64(json_array_get(value, 0), &begin) ||
         !hr_json_get_u64(json_array_get(value, 1), &end))
         return fail_entry(reader, entry,
-                          "data_offsets holds something else than an integer 0..2^63-1", "");
+                          "data_offsets holds something else than an integer 0..2^63-1");
     if (begin > end)
-        return fail_entry(reader, entry, "data_offsets end before they begin", "");
+        return fail_entry(reader, entry, "data_offsets end before they begin");
     if (end > reader->data_bytes)
         return fail_entry(reader, entry,
-                          "data_offsets end behind the end of the file; it is truncated", "");
-    problem = tensor_bytes(entry, &bytes);
+                          "data_offsets end behind the end of the file; it is truncated");
+    problem = hr_entry_bytes(entry, &bytes);
     if (problem)
-        return fail_entry(reader, entry, problem, "");
+        return fail_entry(reader, entry, problem);
     if (bytes != end - begin) {
         char name[NAME_BYTES];
 
@@ -168,21 +179,17 @@ static int add_entry(struct reader *reader, const struct hr_json_object *object,
     json_t *value;
     int r;
 
-    if (reader->n_entries == reader->n_entries_max) {
-        const size_t n = reader->n_entries_max ? 2 * reader->n_entries_max : 64;
-        struct hr_entry *entries = realloc(reader->entries, n * sizeof(*entries));
+    struct hr_entry *entries =
+        hr_array_grow(reader->entries, reader->n_entries, &reader->n_entries_max, sizeof(*entries));
 
-        if (!entries)
-            return hr_error_set(reader->source->err, -ENOMEM, "%s: out of memory",
-                                reader->source->what);
-        reader->entries = entries;
-        reader->n_entries_max = n;
-    }
+    if (!entries)
+        return hr_json_fail_memory(reader->source);
+    reader->entries = entries;
     r = hr_json_load_member(&value, object, member);
     if (r < 0)
         return r;
     if (!json_is_object(value))
-        r = fail_entry(reader, &entry, "expected an object of dtype, shape and data_offsets", "");
+        r = fail_entry(reader, &entry, "expected an object of dtype, shape and data_offsets");
     else if (!(r = read_dtype(reader, &entry, json_object_get(value, "dtype"))) &&
              !(r = read_shape(reader, &entry, json_object_get(value, "shape"))))
         r = read_range(reader, &entry, json_object_get(value, "data_offsets"));
@@ -359,7 +366,7 @@ static int read_string(char **ret_text, const struct hr_json_source *source,
 
     json_decref(value);
     if (!text)
-        return hr_error_set(source->err, -ENOMEM, "%s: out of memory", source->what);
+        return hr_json_fail_memory(source);
     *ret_text = text;
     return 1;
 }

@@ -29,24 +29,19 @@ static int place_entries(struct hr_entry *entries, uint32_t n_entries, struct hr
 
     for (uint32_t i = 0; i < n_entries; i++) {
         struct hr_entry *entry = &entries[i];
-        uint64_t bits = 1;
-        bool overflows = false;
+        const char *problem;
 
         if ((unsigned) entry->dtype >= HR_DTYPE_COUNT)
             return fail_entry(err, entry, "unknown dtype");
-        if (entry->rank > HR_RANK_MAX)
-            return fail_entry(err, entry, "more than 64 dimensions");
-        for (uint32_t d = 0; d < entry->rank; d++) {
-            overflows |= entry->shape[d] > INT64_MAX;
-            overflows |= __builtin_mul_overflow(bits, entry->shape[d], &bits);
-        }
-        overflows |= __builtin_mul_overflow(bits, hr_dtype_bits(entry->dtype), &bits);
-        if (overflows || bits / 8 > INT64_MAX / 2 - end)
+        problem = hr_entry_bytes(entry, &entry->size_bytes);
+        if (problem)
+            return fail_entry(err, entry, problem);
+        for (uint32_t d = 0; d < entry->rank; d++)
+            if (entry->shape[d] > INT64_MAX)
+                return fail_entry(err, entry, "the shape holds more than 2^63-1");
+        if (entry->size_bytes > INT64_MAX / 2 - end)
             return fail_entry(err, entry, "too large");
-        if (bits % 8 != 0)
-            return fail_entry(err, entry, "the size is no whole number of bytes");
         entry->begin_bytes = end;
-        entry->size_bytes = bits / 8;
         end += entry->size_bytes;
     }
     return 0;

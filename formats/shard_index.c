@@ -27,11 +27,6 @@ struct reader {
     bool has_map;
 };
 
-static int fail_memory(const struct reader *reader)
-{
-    return hr_error_set(reader->source->err, -ENOMEM, "%s: out of memory", reader->source->what);
-}
-
 /* @return NULL, or what is wrong with the name of a shard */
 static const char *shard_name_problem(const char *name)
 {
@@ -68,15 +63,12 @@ static int add_pair(struct reader *reader, const char *tensor, const json_t *val
         return hr_error_set(source->err, -EBADMSG, "%s: tensor \"%s\": file \"%s\" %s",
                             source->what, name,
                             hr_printable(json_string_value(value), file, sizeof(file)), problem);
-    if (reader->n_pairs == reader->n_pairs_max) {
-        const size_t n = reader->n_pairs_max ? 2 * reader->n_pairs_max : 64;
-        struct pair *pairs = realloc(reader->pairs, n * sizeof(*pairs));
+    struct pair *pairs =
+        hr_array_grow(reader->pairs, reader->n_pairs, &reader->n_pairs_max, sizeof(*pairs));
 
-        if (!pairs)
-            return fail_memory(reader);
-        reader->pairs = pairs;
-        reader->n_pairs_max = n;
-    }
+    if (!pairs)
+        return hr_json_fail_memory(source);
+    reader->pairs = pairs;
     /* Tensors of one file mostly follow one another. */
     if (reader->n_pairs &&
         strcmp(reader->pairs[reader->n_pairs - 1].file, json_string_value(value)) == 0)
@@ -84,7 +76,7 @@ static int add_pair(struct reader *reader, const char *tensor, const json_t *val
     else
         copy = hr_arena_strdup(reader->arena, json_string_value(value));
     if (!copy)
-        return fail_memory(reader);
+        return hr_json_fail_memory(reader->source);
     reader->pairs[reader->n_pairs++] = (struct pair){tensor, copy};
     return 0;
 }
@@ -131,7 +123,9 @@ static int read_members(struct reader *reader)
 
     if (r == 0 && reader->n_pairs == 0)
         return hr_error_set(source->err, -EBADMSG, "%s: %s", source->what,
-                            reader->has_map ? "weight_map is empty" : "no weight_map");
+                            reader->has_map ? "weight_map is empty"
+                                            : "no weight_map; expected an index, "
+                                              "{\"weight_map\": {TENSOR: FILE}}");
     return r;
 }
 
@@ -160,7 +154,7 @@ static int build(struct hr_index *ret_index, const struct reader *reader)
     if (!shards || !entries) {
         free(shards);
         free(entries);
-        return fail_memory(reader);
+        return hr_json_fail_memory(reader->source);
     }
     qsort(reader->pairs, n, sizeof(*reader->pairs), compare_files);
     for (size_t i = 0; i < n; i++) {

@@ -164,12 +164,12 @@ def hostile_text(c):
             ("value_unterminated", '{"a":{"dtype":"U8', "ends inside the value"),
             ("brackets_crossed", '{"a":{"shape":[1}]}', 'tensor "a"'),
             ("literal_upper", '{"a":Null}', 'tensor "a"'),
-            ("deep_arrays", '{"a":' + "[" * 100000, "nested too deeply"),
-            ("deep_objects", '{"a":' * 50000, "nested too deeply"),
+            ("deep_arrays", '{"a":' + "[" * 100000, "more than 32 brackets inside one another"),
+            ("deep_objects", '{"a":' * 50000, "more than 32 brackets inside one another"),
             ("deep_33", obj(entry("a", "U8", [1], 0, 1, ',"x":' + "[" * 33 + "]" * 33)),
-             "nested too deeply"),
+             "more than 32 brackets inside one another"),
             ("deep_in_metadata", '{"__metadata__":{"a":' + "[" * 40 + "]" * 40 + "}}",
-             "nested too deeply")]:
+             "more than 32 brackets inside one another")]:
         c.header("bad_json_" + name, text, 1, words)
     for name, text in [
             ("ff", b"\xff"), ("overlong_slash", b"\xc0\xaf"), ("overlong_nul", b"\xc0\x80"),
@@ -309,7 +309,7 @@ def indices(c):
             ("metadata_malformed", '{"metadata":{"a":tru},"weight_map":{"t":"x.safetensors"}}',
              'key "metadata"'),
             ("utf8", b'{"weight_map":{"t":"\xff.safetensors"}}', "unable to decode"),
-            ("deep", '{"metadata":' + "[" * 5000, "nested too deeply")]:
+            ("deep", '{"metadata":' + "[" * 5000, "more than 32 brackets inside one another")]:
         c.index("bad_" + name, text, words)
     text = one("x.safetensors")
     for n in range(1, len(text), 5):
@@ -398,7 +398,7 @@ def manifests(c):
     c.manifest("bad_hash", change(hash="crc32"), "hash")
     c.manifest("bad_more", change(more=1), "more")
     c.manifest("bad_utf8", b'{"headrace_manifest":1,"\xff":1}', "")
-    c.manifest("bad_deep", change()[:-1] + ',"x":' + "[" * 5000, "nested too deeply")
+    c.manifest("bad_deep", change()[:-1] + ',"x":' + "[" * 5000, "more than 32 brackets inside one another")
     text = change()
     for n in range(1, len(text), 97):
         c.manifest(f"bad_truncated_{n:04}", text[:n], "")

@@ -103,7 +103,7 @@ static void test_malformed(void **state)
     expect(-EBADMSG, "{\"a\":\"\\u0000\"}", "u0000");
     expect(-EBADMSG, "{\"a\":\"\xc3\"}", "unable to decode");
     expect(-EBADMSG, "{\"a\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[0]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}",
-           "nested too deeply");
+           "more than 32 brackets inside one another");
 }
 
 static void test_numbers(void **state)
@@ -119,10 +119,12 @@ static void test_numbers(void **state)
     for (unsigned k = 0; k < HR_ARRAY_SIZE(keys); k++) {
         for (unsigned i = 0; i < HR_ARRAY_SIZE(no_integer); i++) {
             snprintf(json, sizeof(json), "{\"%s\":%s}", keys[k], no_integer[i]);
-            snprintf(word, sizeof(word), "%s is no integer", keys[k]);
+            snprintf(word, sizeof(word), "%s is no integer; ", keys[k]);
             expect(-EBADMSG, json, word);
         }
     }
+    expect(-EBADMSG, "{\"num_layers\":\"0\"}", "num_layers is no integer; 1..10000 is allowed");
+    expect(-EBADMSG, "{\"patch_size\":2.0}", "patch_size is no integer; only 2 is supported");
     expect(-EBADMSG, "{\"num_layers\":0}", "num_layers is 0; 1..10000 is allowed");
     expect(-EBADMSG, "{\"num_layers\":10001}", "num_layers is 10001;");
     expect(-EBADMSG, "{\"num_layers\":4294967297}", "num_layers is 4294967297;");

@@ -129,7 +129,7 @@ static void test_form(void **state)
     (void) state;
     expect_bad("", "expected an object", "");
     expect_bad("[]", "expected an object", "");
-    expect_bad("{}", "no weight_map", "");
+    expect_bad("{}", "no weight_map; expected an index, {\"weight_map\": {TENSOR: FILE}}", "");
     expect_bad("{\"metadata\":{\"total_size\":1}}", "no weight_map", "");
     expect_bad("{\"weight_map\":{}}", "weight_map is empty", "");
     expect_bad("{\"weight_map\":null}", "weight_map is no object", "");
