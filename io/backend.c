@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "config.h"
 #include "io/backend.h"
@@ -57,12 +56,26 @@ void hr_io_destroy(struct hr_io **io)
     *io = NULL;
 }
 
+bool hr_io_is_disk_error(int code)
+{
+    switch (code) {
+    case -EIO: /* and what the block layer says instead: bad medium, protection, target, path */
+    case -ENODATA:
+    case -EILSEQ:
+    case -EREMOTEIO:
+    case -ETIMEDOUT:
+    case -ENOLINK:
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* One request and its answer, with patience for transient refusals.
  * @return bytes read or a negative errno */
 static int read_once(struct hr_io *io, const struct hr_io_request *request, bool *ret_hangs)
 {
     const uint64_t begin_ns = hr_now_ns();
-    const struct timespec pause = {.tv_nsec = 1000000};
     struct hr_io_completion done;
     bool queued = false;
 
@@ -73,7 +86,7 @@ static int read_once(struct hr_io *io, const struct hr_io_request *request, bool
             r = io->backend->submit(io, request, 1);
         queued = queued || r == 1;
         if (queued)
-            r = io->backend->reap(io, &done, 1, 100 * 1000000u);
+            r = io->backend->reap(io, &done, 1, HR_IO_WAIT_NS);
         if (r == 1)
             return done.result;
         if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY && r != -ENOMEM)
@@ -86,7 +99,7 @@ static int read_once(struct hr_io *io, const struct hr_io_request *request, bool
         if (*ret_hangs)
             return -ETIMEDOUT;
         if (r < 0)
-            nanosleep(&pause, NULL);
+            hr_sleep_ns(HR_IO_PAUSE_NS);
     }
 }
 
@@ -118,7 +131,7 @@ static int probe(struct hr_io *io, struct hr_error *err)
                                 request.size_bytes - 1,
                                 (unsigned) (params->timeout_ns / 1000000000u));
         /* A bad disk is no reason to doubt the backend; the stream will name the place. */
-        if (r >= 0 || r == -EIO || r == -ETIMEDOUT)
+        if (r >= 0 || hr_io_is_disk_error(r))
             return 0;
         return hr_error_set(err, r, "a trial read failed: %s", hr_strerror(r, text, sizeof(text)));
     }
@@ -202,8 +215,8 @@ int hr_io_create(struct hr_io **ret_io, const char *name, const struct hr_io_par
     struct hr_error why = {0};
 
     if (!name || strcmp(name, "auto") == 0)
-        name = getenv("HEADRACE_IO");
-    if (!name || !*name || strcmp(name, "auto") == 0)
+        name = hr_env("HEADRACE_IO");
+    if (!name || strcmp(name, "auto") == 0)
         return create_first(ret_io, params, err);
 
     int r = find_backend(&backend, name, err);
@@ -241,6 +254,15 @@ uint32_t hr_io_try_backends(struct hr_io_backend_trial ret_trials[HR_BACKENDS_MA
 
 /* ---- threads ------------------------------------------------------------------------ */
 
+int hr_io_error_thread(int code, struct hr_error *err)
+{
+    char text[128];
+
+    return hr_error_set(err, code,
+                        "no thread for reading: %s; raise the limit on processes (ulimit -u)",
+                        hr_strerror(code, text, sizeof(text)));
+}
+
 void hr_io_cond_init(pthread_cond_t *cond)
 {
     pthread_condattr_t attr;
@@ -253,11 +275,7 @@ void hr_io_cond_init(pthread_cond_t *cond)
 
 void hr_io_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex, uint64_t wait_ns)
 {
-    const uint64_t until = hr_now_ns() + wait_ns;
-    const struct timespec ts = {
-        .tv_sec = (time_t) (until / 1000000000u),
-        .tv_nsec = (long) (until % 1000000000u),
-    };
+    const struct timespec until = hr_timespec(hr_now_ns() + wait_ns);
 
-    pthread_cond_timedwait(cond, mutex, &ts);
+    pthread_cond_timedwait(cond, mutex, &until);
 }

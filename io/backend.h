@@ -50,15 +50,22 @@ int hr_io_file_open_direct(struct hr_io_file *ret_file, const struct hr_read_fil
 int hr_io_file_go_buffered(struct hr_io_file *file, struct hr_error *err);
 void hr_io_file_close(struct hr_io_file *file);
 
+/* ---- disks, disk.c ------------------------------------------------------------------ */
+
+/* The folder in /sys/devices of a partition becomes that of its disk; another stays. */
+void hr_io_whole_disk(char *folder);
+
 /* ---- memory, ring.c ----------------------------------------------------------------- */
 
+#define HR_RING_UNIT_BYTES (2 * HR_MIB) /* a huge page */
+
 struct hr_ring {
-    uint8_t *base; /* aligned to 2 MiB */
+    uint8_t *base; /* aligned to HR_RING_UNIT_BYTES */
     uint64_t size_bytes;
     uint64_t huge_bytes; /* of them in huge pages, as far as /proc tells */
 };
 
-/* Map and touch size_bytes (a multiple of 2 MiB). @return 0 or -ENOMEM. */
+/* Map and touch size_bytes (a multiple of HR_RING_UNIT_BYTES). @return 0 or -ENOMEM. */
 int hr_ring_init(struct hr_ring *ring, uint64_t size_bytes, bool huge_pages, struct hr_error *err);
 void hr_ring_uninit(struct hr_ring *ring); /* a zeroed ring is fine */
 
@@ -76,6 +83,9 @@ struct hr_io_completion {
     uint64_t tag;
     int32_t result; /* bytes read, perhaps fewer than asked, or a negative errno */
 };
+
+/* Whether a completion says that the disk could not read a place. */
+bool hr_io_is_disk_error(int code);
 
 enum { HR_IO_BATCH = 64 };         /* most requests or completions per call */
 #define HR_IO_TAG_PROBE UINT64_MAX /* the read that tries a backend out */
@@ -141,6 +151,13 @@ uint32_t hr_io_try_backends(struct hr_io_backend_trial ret_trials[HR_BACKENDS_MA
 /* Nothing may be in flight. Accepts a pointer to NULL. */
 void hr_io_destroy(struct hr_io **io);
 
+/* Longest sleep of a thread that waits, so that it notices an interruption; and the pause of one to
+ * whom the kernel refuses what it asks for. */
+enum { HR_IO_WAIT_NS = 100 * 1000000, HR_IO_PAUSE_NS = 1000000 };
+
+/* A thread could not be started. @return code */
+int hr_io_error_thread(int code, struct hr_error *err);
+
 /* Waits that end by themselves: initialise a condition on the monotonic clock; wait on it
  * for at most wait_ns. */
 void hr_io_cond_init(pthread_cond_t *cond);
@@ -157,7 +174,9 @@ void hr_io_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex, uint64_t wait
  *   eintr=P, eagain=P      P % fail so
  *   enomem=P, ebusy=P      P % of the submissions are refused so
  *   nomem=P                P % of the reads fail with ENOMEM
- *   eio=OFFSET[:TIMES]     reads over this byte of any file fail; TIMES 0 or absent: for good
+ *   eio=OFFSET[:TIMES]     reads over this byte of any file fail, the trial read too; TIMES 0 or
+ *                          absent: for good
+ *   errno=N                the number of the error with which they do; default EIO's
  *   hang=OFFSET            reads over this byte of any file never come back
  *   einval=1               reads from direct files fail with EINVAL
  *   eof=OFFSET             files end there

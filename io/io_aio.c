@@ -106,8 +106,7 @@ static int aio_reap(struct hr_io *io, struct hr_io_completion *done, uint32_t ma
 {
     struct aio_io *aio = io->priv;
     struct io_event events[HR_IO_BATCH];
-    struct timespec timeout = {.tv_sec = (time_t) (timeout_ns / 1000000000u),
-                               .tv_nsec = (long) (timeout_ns % 1000000000u)};
+    struct timespec timeout = hr_timespec(timeout_ns);
     uint32_t n = 0;
 
     while (n < max && aio->n_done > 0)

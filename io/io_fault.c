@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "io/backend.h"
 
@@ -20,7 +19,7 @@ struct fault_program {
     uint64_t seed;
     uint64_t short_percent, eintr_percent, eagain_percent, nomem_percent;
     uint64_t enomem_percent, ebusy_percent; /* of submissions */
-    uint64_t eio_offset, eio_times;
+    uint64_t eio_offset, eio_times, eio_errno;
     uint64_t eof_offset, hang_offset;
     uint64_t einval, delay_us, reorder;
 };
@@ -85,7 +84,7 @@ static int parse_item(struct fault_program *program, char *item, struct hr_error
         {"ebusy", &program->ebusy_percent}, {"eio", &program->eio_offset},
         {"eof", &program->eof_offset},      {"einval", &program->einval},
         {"delay", &program->delay_us},      {"reorder", &program->reorder},
-        {"hang", &program->hang_offset},
+        {"hang", &program->hang_offset},    {"errno", &program->eio_errno},
     };
     char *value = strchr(item, '=');
 
@@ -130,6 +129,7 @@ static int fault_init(struct hr_io *io, struct hr_error *err)
     fault->program = (struct fault_program){.inner = "pread",
                                             .seed = 1,
                                             .eio_offset = UINT64_MAX,
+                                            .eio_errno = EIO,
                                             .eof_offset = UINT64_MAX,
                                             .hang_offset = UINT64_MAX};
     int r = parse_program(&fault->program, err);
@@ -157,34 +157,40 @@ static void fault_uninit(struct hr_io *io)
     free(fault->held);
 }
 
+static bool is_over(const struct hr_io_request *request, uint64_t offset)
+{
+    return offset >= request->offset_bytes && offset - request->offset_bytes < request->size_bytes;
+}
+
+/* Of the bad place; 0: it is not read, or has recovered. */
+static int32_t disk_error(struct fault_io *fault, const struct hr_io_request *request)
+{
+    const struct fault_program *program = &fault->program;
+
+    if (!is_over(request, program->eio_offset))
+        return 0;
+    if (program->eio_times != PERSISTENT) {
+        if (fault->eio_left == 0)
+            return 0;
+        fault->eio_left--;
+    }
+    return -(int32_t) program->eio_errno;
+}
+
 /* An error instead of a read; 0: read. */
 static int32_t pick_error(struct fault_io *fault, const struct hr_io_file *file,
                           const struct hr_io_request *request)
 {
     const struct fault_program *program = &fault->program;
-    const uint64_t begin = request->offset_bytes, end = begin + request->size_bytes;
+    const int32_t error = program->einval && file->direct ? -EINVAL : disk_error(fault, request);
 
-    if (program->einval && file->direct)
-        return -EINVAL;
-    if (program->eio_offset >= begin && program->eio_offset < end) {
-        if (program->eio_times == PERSISTENT)
-            return -EIO;
-        if (fault->eio_left > 0) {
-            fault->eio_left--;
-            return -EIO;
-        }
-    }
+    if (error < 0)
+        return error;
     if (chance(fault, program->eintr_percent))
         return -EINTR;
     if (chance(fault, program->eagain_percent))
         return -EAGAIN;
     return chance(fault, program->nomem_percent) ? -ENOMEM : 0;
-}
-
-static bool hangs(const struct fault_io *fault, const struct hr_io_request *request)
-{
-    return fault->program.hang_offset >= request->offset_bytes &&
-           fault->program.hang_offset < request->offset_bytes + request->size_bytes;
 }
 
 static int fault_submit(struct hr_io *io, const struct hr_io_request *requests, uint32_t n)
@@ -199,13 +205,14 @@ static int fault_submit(struct hr_io *io, const struct hr_io_request *requests, 
     for (uint32_t i = 0; i < n; i++) {
         const struct hr_io_file *file = &io->params.files[requests[i].file_idx];
         const uint64_t delay_ns = fault->program.delay_us * 1000;
-        struct held held = {.request = requests[i], .hung = hangs(fault, &requests[i])};
+        struct held held = {.request = requests[i],
+                            .hung = is_over(&requests[i], fault->program.hang_offset)};
 
-        if (!probing) {
-            held.result = pick_error(fault, file, &requests[i]);
-            held.spoiled = held.arrived = held.result < 0;
-            held.due_ns = delay_ns > 0 ? hr_now_ns() + next_random(fault) % delay_ns : 0;
-        }
+        held.result =
+            probing ? disk_error(fault, &requests[i]) : pick_error(fault, file, &requests[i]);
+        held.spoiled = held.arrived = held.result < 0;
+        if (!probing && delay_ns > 0)
+            held.due_ns = hr_now_ns() + next_random(fault) % delay_ns;
         if (!held.spoiled && !held.hung) {
             const int r = fault->inner->backend->submit(fault->inner, &requests[i], 1);
 
@@ -236,8 +243,8 @@ static int32_t spoil(struct fault_io *fault, const struct held *held, int32_t re
     return keep;
 }
 
-/* Collect what the inner backend has, waiting for it at most timeout_ns. */
-static int pull(struct fault_io *fault, uint64_t timeout_ns)
+/* Collect what the inner backend has. */
+static int pull(struct fault_io *fault)
 {
     struct hr_io_completion done[HR_IO_BATCH];
     uint32_t n_out = 0;
@@ -246,7 +253,7 @@ static int pull(struct fault_io *fault, uint64_t timeout_ns)
         n_out += !fault->held[i].arrived && !fault->held[i].hung;
     if (n_out == 0)
         return 0;
-    const int n = fault->inner->backend->reap(fault->inner, done, HR_IO_BATCH, timeout_ns);
+    const int n = fault->inner->backend->reap(fault->inner, done, HR_IO_BATCH, 0);
     for (int i = 0; i < n; i++) {
         uint32_t k = 0;
 
@@ -287,17 +294,16 @@ static uint32_t hand_out(struct fault_io *fault, struct hr_io_completion *done, 
 static int fault_reap(struct hr_io *io, struct hr_io_completion *done, uint32_t max,
                       uint64_t timeout_ns)
 {
-    const struct timespec pause = {.tv_nsec = 50000};
     struct fault_io *fault = io->priv;
     const uint64_t until = hr_now_ns() + timeout_ns;
 
     for (;;) {
-        const int r = pull(fault, 0);
+        const int r = pull(fault);
         const uint32_t n = hand_out(fault, done, max);
 
         if (n > 0 || r < 0 || hr_now_ns() >= until)
             return n > 0 ? (int) n : r < 0 ? r : 0;
-        nanosleep(&pause, NULL);
+        hr_sleep_ns(50000);
     }
 }
 

@@ -88,7 +88,7 @@ static int pread_init(struct hr_io *io, struct hr_error *err)
     hr_io_cond_init(&p->finished);
     p->jobs = calloc(p->depth, sizeof(*p->jobs));
     p->done = calloc(p->depth, sizeof(*p->done));
-    int r = p->jobs && p->done ? 0 : -ENOMEM;
+    int r = p->jobs && p->done ? 0 : hr_error_set(err, -ENOMEM, "out of memory");
     while (r == 0 && p->n_threads < n_threads) {
         r = hr_thread_start(&p->threads[p->n_threads], "hr-pread", 0, pread_thread, p);
         if (r == 0)
@@ -98,7 +98,7 @@ static int pread_init(struct hr_io *io, struct hr_error *err)
     if (p->n_threads > 0)
         return 0;
     pread_uninit(io);
-    return hr_error_set(err, r, "no memory or no thread for reading");
+    return hr_io_error_thread(r, err);
 }
 
 static int pread_submit(struct hr_io *io, const struct hr_io_request *requests, uint32_t n)

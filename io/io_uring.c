@@ -177,10 +177,8 @@ static int uring_reap(struct hr_io *io, struct hr_io_completion *done, uint32_t 
                       uint64_t timeout_ns)
 {
     struct uring_io *uring = io->priv;
-    struct __kernel_timespec ts = {
-        .tv_sec = (int64_t) (timeout_ns / 1000000000u),
-        .tv_nsec = (int64_t) (timeout_ns % 1000000000u),
-    };
+    const struct timespec timeout = hr_timespec(timeout_ns);
+    struct __kernel_timespec ts = {.tv_sec = timeout.tv_sec, .tv_nsec = timeout.tv_nsec};
     struct io_uring_cqe *cqe;
     unsigned head;
     uint32_t n = 0;

@@ -10,15 +10,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "io/reader.h"
 
 enum {
-    WAIT_NS = 100 * 1000000, /* longest sleep: an interruption is noticed after it  */
     /* A sleep with reads in flight that could become more when the caller gives space back. */
     WAIT_SPACE_NS = 500 * 1000,
-    PAUSE_NS = 1000000, /* when the kernel refuses to do anything              */
 };
 
 /* ---- the thread ----------------------------------------------------------------------- */
@@ -44,14 +41,6 @@ static void count_ready(struct hr_reader *reader)
         reader->n_ready++;
 }
 
-static uint64_t thread_cpu_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-    return (uint64_t) ts.tv_sec * 1000000000u + (uint64_t) ts.tv_nsec;
-}
-
 /* Tell the caller what has arrived, learn what it has given back. @return false: stop */
 static bool synchronise(struct hr_reader *reader)
 {
@@ -61,7 +50,7 @@ static bool synchronise(struct hr_reader *reader)
     count_ready(reader);
     if (reader->in_flight > 0)
         stats.busy_ns += hr_now_ns() - reader->busy_since_ns;
-    stats.cpu_ns = thread_cpu_ns();
+    stats.cpu_ns = hr_clock_ns(CLOCK_THREAD_CPUTIME_ID);
     stats.in_flight =
         stats.busy_ns > 0 ? (double) reader->latency_sum_ns / (double) stats.busy_ns : 0.0;
 
@@ -169,13 +158,6 @@ static void submit_queues(struct hr_reader *reader)
             return;
 }
 
-static void pause_thread(void)
-{
-    const struct timespec pause = {.tv_nsec = PAUSE_NS};
-
-    nanosleep(&pause, NULL);
-}
-
 /* Wait for completions and take them in. */
 static void reap(struct hr_reader *reader, uint64_t timeout_ns)
 {
@@ -184,7 +166,7 @@ static void reap(struct hr_reader *reader, uint64_t timeout_ns)
 
     if (n < 0) {
         hr_reader_refused(reader, n);
-        pause_thread();
+        hr_sleep_ns(HR_IO_PAUSE_NS);
         return;
     }
     if (n == 0)
@@ -194,10 +176,13 @@ static void reap(struct hr_reader *reader, uint64_t timeout_ns)
     reader->refusals = 0;
     reader->answered_ns = now_ns;
     reader->is_slow = false;
+    reader->wants_pause = false;
     for (int i = 0; i < n; i++)
         hr_reader_complete(reader, &done[i], now_ns);
     if (reader->in_flight == 0)
         reader->stats.busy_ns += now_ns - reader->busy_since_ns;
+    if (reader->wants_pause)
+        hr_sleep_ns(HR_IO_PAUSE_NS);
 }
 
 static void reap_or_give_up(struct hr_reader *reader, uint64_t timeout_ns)
@@ -220,7 +205,7 @@ static void idle(struct hr_reader *reader, bool wants_space)
         if (shared->caller_waits)
             pthread_cond_signal(&shared->caller_wakes);
         shared->reader_idles = true;
-        hr_io_cond_wait(&shared->reader_wakes, &shared->mutex, WAIT_NS);
+        hr_io_cond_wait(&shared->reader_wakes, &shared->mutex, HR_IO_WAIT_NS);
         shared->reader_idles = false;
         shared->stuck = false;
     }
@@ -252,18 +237,19 @@ static void stream(struct hr_reader *reader)
         submit_queues(reader);
         const bool wants_space = result == HR_PLAN_FULL || result == HR_PLAN_HOLD;
         if (reader->in_flight > 0)
-            reap_or_give_up(reader, wants_space ? WAIT_SPACE_NS : WAIT_NS);
+            reap_or_give_up(reader, wants_space ? WAIT_SPACE_NS : HR_IO_WAIT_NS);
         else if (reader->queue_n > 0)
-            pause_thread();
+            hr_sleep_ns(HR_IO_PAUSE_NS);
         else
             idle(reader, wants_space);
+        hr_reader_adapt_depth(reader);
     }
     /* The kernel still writes into the ring. What comes now is only counted off. */
     const uint64_t failed_block = reader->failed_block;
 
     reader->failed_block = 0;
     while (reader->in_flight > 0 && !reader->abandoned)
-        reap_or_give_up(reader, WAIT_NS);
+        reap_or_give_up(reader, HR_IO_WAIT_NS);
     reader->failed_block = failed_block;
 }
 

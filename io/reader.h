@@ -184,7 +184,11 @@ struct hr_reader {
     uint32_t queue_n;      /* of all disks                                          */
     uint32_t in_flight;    /* of all disks                                          */
     uint32_t depth_max;    /* that the backend was made for                         */
-    uint32_t depth;        /* at present: halved when the kernel runs out of memory */
+    uint32_t depth;        /* at present: of params.depth or, short of memory, less */
+    uint32_t good_reads;   /* since depth was changed                               */
+    bool lacks_memory;     /* the kernel says so, since depth was last looked at    */
+    bool wants_pause;      /* before the next try of what the kernel refused        */
+    bool told_memory;      /* a warning has said so                                 */
     uint32_t refusals;     /* of the kernel to do anything, since it last did       */
     uint64_t failed_block; /* UINT64_MAX: none. Earlier blocks are still finished   */
     struct hr_error failure;
@@ -232,8 +236,11 @@ void hr_reader_fail(struct hr_reader *reader, uint64_t block_idx, uint64_t size_
                     const char *what);
 /* Give up when nothing has come back for the timeout. */
 void hr_reader_check_hang(struct hr_reader *reader);
-/* The kernel takes no more requests just now: fewer at a time from here on if it lacks memory. */
+/* The kernel takes no more requests just now, or tells of none. */
 void hr_reader_refused(struct hr_reader *reader, int code);
+/* Once a round: fewer reads at a time where the kernel has lacked memory since the last, and more
+ * again when it has not for a while. */
+void hr_reader_adapt_depth(struct hr_reader *reader);
 
 /* ---- reader.c ------------------------------------------------------------------------------ */
 

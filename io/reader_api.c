@@ -10,9 +10,7 @@
 enum {
     BLOCKS_MIN = 256, /* in the making: read out of order, handed over in order */
     BLOCKS_PER_READ = 4,
-    WAIT_NS = 100 * 1000000, /* longest sleep: an interruption is noticed after it */
 };
-#define RING_UNIT_BYTES (2 * HR_MIB)
 
 /* ---- life ------------------------------------------------------------------------------- */
 
@@ -105,7 +103,7 @@ static int start_thread(struct hr_reader *reader, struct hr_error *err)
     int r = hr_thread_start(&reader->thread, "hr-reader", 0, hr_reader_thread, reader);
 
     if (r < 0)
-        return hr_error_set(err, r, "no thread for reading");
+        return hr_io_error_thread(r, err);
     reader->thread_started = true;
     pthread_mutex_lock(&shared->mutex);
     while (shared->state == HR_READER_SETUP)
@@ -153,8 +151,9 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
         reader->params.block_bytes = HR_BLOCK_BYTES_DEFAULT;
     if (params->timeout_s == 0)
         reader->params.timeout_s = HR_TIMEOUT_S_DEFAULT;
-    reader->depth_max = params->depth ? params->depth : HR_DEPTH_DEFAULT;
-    reader->depth = reader->depth_max;
+    if (params->depth == 0)
+        reader->params.depth = HR_DEPTH_DEFAULT;
+    reader->depth = reader->depth_max = reader->params.depth;
     reader->failed_block = UINT64_MAX;
 
     r = check_params(&reader->params, err);
@@ -163,7 +162,7 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
     if (r == 0)
         r = init_blocks(reader, err);
     if (r == 0)
-        r = hr_ring_init(&reader->ring, hr_align_up(params->ring_bytes, RING_UNIT_BYTES),
+        r = hr_ring_init(&reader->ring, hr_align_up(params->ring_bytes, HR_RING_UNIT_BYTES),
                          !params->small_pages, err);
     if (r == 0) {
         reader->stats.ring_bytes = reader->ring.size_bytes;
@@ -245,7 +244,7 @@ uint64_t hr_reader_ring_bytes_min(const struct hr_read_range *ranges, uint32_t n
 
         cover_bytes = hr_max_u64(cover_bytes, hr_align_up(end, HR_ALIGN_BYTES_MAX) - begin);
     }
-    return hr_align_up(cover_bytes, RING_UNIT_BYTES);
+    return hr_align_up(cover_bytes, HR_RING_UNIT_BYTES);
 }
 
 static int check_ranges(const struct hr_reader *reader, const struct hr_read_range *ranges,
@@ -316,11 +315,12 @@ int hr_reader_set_blocks(struct hr_reader *reader, uint32_t block_bytes, uint32_
         return hr_error_set(err, -EINVAL, "%u reads in flight: this reader was made for 1 to %u",
                             depth, reader->depth_max);
     wait_at_rest(reader);
-    reader->params.block_bytes = block_bytes;
-    reader->depth = depth;
-    reader->stats.block_bytes = block_bytes;
-    reader->stats.depth = depth;
-    reader->shared->stats = reader->stats;
+    reader->params.block_bytes = reader->stats.block_bytes = block_bytes;
+    reader->params.depth = reader->depth = reader->stats.depth = depth;
+    pthread_mutex_lock(&reader->shared->mutex);
+    reader->shared->stats.block_bytes = block_bytes;
+    reader->shared->stats.depth = depth;
+    pthread_mutex_unlock(&reader->shared->mutex);
     return 0;
 }
 
@@ -405,7 +405,7 @@ int hr_reader_next(struct hr_reader *reader, struct hr_slice *ret_slice, struct 
         if (wait_begin_ns == 0)
             wait_begin_ns = hr_now_ns();
         shared->caller_waits = true;
-        hr_io_cond_wait(&shared->caller_wakes, &shared->mutex, WAIT_NS);
+        hr_io_cond_wait(&shared->caller_wakes, &shared->mutex, HR_IO_WAIT_NS);
         shared->caller_waits = false;
     }
     if (wait_begin_ns > 0)

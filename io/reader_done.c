@@ -17,7 +17,9 @@ enum {
     SLOW_S = 10,          /* without an answer: worth a warning              */
     TRIES_MAX = 100,      /* requests of a block without progress                 */
     REFUSALS_MAX = 10000, /* of the kernel in a row, a millisecond or more apart  */
+    GOOD_READS = 1000,    /* since the depth was changed, before it may grow again */
     DESCRIPTION_BYTES = 256,
+    WHAT_BYTES = 256,
     PATH_PRINT_BYTES = 384,
 };
 
@@ -103,10 +105,7 @@ void hr_reader_refused(struct hr_reader *reader, int code)
 
     if (code == -EINTR)
         return;
-    if (code == -ENOMEM && reader->depth > 1) {
-        reader->depth /= 2;
-        hr_log(HR_LOG_DEBUG, "io: the kernel lacks memory; %u reads at a time", reader->depth);
-    }
+    reader->lacks_memory |= code == -ENOMEM;
     if (++reader->refusals <= REFUSALS_MAX)
         return;
     /* Nothing will come of what is queued, nor can be known of what is under way. */
@@ -120,13 +119,34 @@ void hr_reader_refused(struct hr_reader *reader, int code)
         reader->devices[d].in_flight = 0;
 }
 
+void hr_reader_adapt_depth(struct hr_reader *reader)
+{
+    const uint32_t before = reader->depth;
+
+    if (reader->lacks_memory)
+        reader->depth = (uint32_t) hr_max_u64(before / 2, 1);
+    else if (reader->good_reads >= GOOD_READS)
+        reader->depth = (uint32_t) hr_min_u64(before * UINT64_C(2), reader->params.depth);
+    else
+        return;
+    reader->lacks_memory = false;
+    reader->good_reads = 0;
+    reader->stats.depth = reader->depth;
+    if (reader->depth < before && !reader->told_memory)
+        hr_log(HR_LOG_WARN,
+               "io: the kernel lacks memory for %u reads at a time; fewer until it has it, slower; "
+               "close other programs, or give a lower --depth",
+               before);
+    reader->told_memory |= reader->depth < before;
+}
+
 void hr_reader_check_hang(struct hr_reader *reader)
 {
     const uint64_t waited_s = (hr_now_ns() - reader->answered_ns) / 1000000000u;
     /* Who interrupts does not want to wait for a disk that may never answer. */
     const uint32_t timeout_s =
         hr_reader_interrupted(reader) ? INTERRUPTED_S : reader->params.timeout_s;
-    char path[PATH_PRINT_BYTES], what[128];
+    char path[PATH_PRINT_BYTES], what[WHAT_BYTES];
 
     if (reader->in_flight == 0 || waited_s < hr_min_u64(SLOW_S, timeout_s))
         return;
@@ -159,7 +179,7 @@ static void take_bytes(struct hr_reader *reader, uint64_t block_idx, uint32_t n)
     struct hr_block *block = hr_reader_block(reader, block_idx);
     const struct hr_io_file *file = &reader->files[block->at.file_idx];
     const uint32_t arrived = block->done_bytes + n;
-    char what[128];
+    char what[WHAT_BYTES];
 
     reader->stats.bytes_read += n;
     if (!block->asked_direct)
@@ -194,15 +214,17 @@ static void bisect(struct hr_reader *reader, uint64_t block_idx, int code)
 {
     struct hr_block *block = hr_reader_block(reader, block_idx);
     const uint32_t part = reader->files[block->at.file_idx].align_bytes;
-    char text[128];
+    char text[128], what[WHAT_BYTES];
 
     if (block->ask_bytes > part) {
         block->ask_bytes = (uint32_t) hr_align_up(block->ask_bytes / 2, part);
     } else if (!block->asked_again) {
         block->asked_again = true;
     } else {
-        hr_reader_fail(reader, block_idx, block->ask_bytes, -EIO,
-                       hr_strerror(code, text, sizeof(text)));
+        snprintf(what, sizeof(what),
+                 "%s; the disk cannot read this place: see dmesg, and fetch the file again",
+                 hr_strerror(code, text, sizeof(text)));
+        hr_reader_fail(reader, block_idx, block->ask_bytes, -EIO, what);
         return;
     }
     reader->stats.retries++;
@@ -214,13 +236,17 @@ static void lose_direct(struct hr_reader *reader, uint64_t block_idx, int code)
 {
     struct hr_block *block = hr_reader_block(reader, block_idx);
     struct hr_io_file *file = &reader->files[block->at.file_idx];
-    char text[128], path[PATH_PRINT_BYTES];
+    char text[128], path[PATH_PRINT_BYTES], what[WHAT_BYTES];
     const char *words = hr_strerror(code, text, sizeof(text));
     int r = 0;
 
-    if (!block->asked_direct || reader->params.direct == HR_DIRECT_ON) {
-        hr_reader_fail(reader, block_idx, block->ask_bytes,
-                       block->asked_direct ? -EOPNOTSUPP : code, words);
+    if (!block->asked_direct) {
+        hr_reader_fail(reader, block_idx, block->ask_bytes, code, words);
+        return;
+    }
+    if (reader->params.direct == HR_DIRECT_ON) {
+        snprintf(what, sizeof(what), "a direct read was refused (%s); let direct be auto", words);
+        hr_reader_fail(reader, block_idx, block->ask_bytes, -EOPNOTSUPP, what);
         return;
     }
     if (file->direct) {
@@ -240,12 +266,16 @@ static void lose_direct(struct hr_reader *reader, uint64_t block_idx, int code)
     hr_reader_enqueue(reader, block_idx, true);
 }
 
+/* An interruption says nothing of the next try; where the kernel wants for something, patience
+ * helps. */
 static void repeat(struct hr_reader *reader, uint64_t block_idx, int code)
 {
     struct hr_block *block = hr_reader_block(reader, block_idx);
     char text[128];
 
-    if (++block->tries > TRIES_MAX) {
+    reader->lacks_memory |= code == -ENOMEM;
+    reader->wants_pause |= code != -EINTR;
+    if (++block->tries > (code == -EINTR ? TRIES_MAX : REFUSALS_MAX)) {
         hr_reader_fail(reader, block_idx, block->ask_bytes, code,
                        hr_strerror(code, text, sizeof(text)));
         return;
@@ -295,32 +325,19 @@ void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion 
     hr_latency_add(&reader->latencies, now_ns - block->asked_ns);
     trace_read(reader, block, done->result, now_ns);
 
-    switch (done->result) {
-    case -EINTR:
-    case -EAGAIN:
-        repeat(reader, done->tag, done->result);
-        break;
-    case -ENOMEM:
-        hr_reader_refused(reader, done->result);
-        repeat(reader, done->tag, done->result);
-        break;
-    case -EINVAL:
-    case -EOPNOTSUPP:
-        lose_direct(reader, done->tag, done->result);
-        break;
-    case -EIO: /* and what the block layer says instead: bad medium, protection, target, path */
-    case -ENODATA:
-    case -EILSEQ:
-    case -EREMOTEIO:
-    case -ETIMEDOUT:
-    case -ENOLINK:
-        bisect(reader, done->tag, done->result);
-        break;
-    default:
-        if (done->result >= 0)
-            take_bytes(reader, done->tag, (uint32_t) done->result);
-        else
-            hr_reader_fail(reader, done->tag, block->ask_bytes, done->result,
-                           hr_strerror(done->result, text, sizeof(text)));
+    const int code = done->result < 0 ? done->result : 0;
+
+    if (code == 0) {
+        reader->good_reads++;
+        take_bytes(reader, done->tag, (uint32_t) done->result);
+    } else if (code == -EINTR || code == -EAGAIN || code == -ENOMEM) {
+        repeat(reader, done->tag, code);
+    } else if (code == -EINVAL || code == -EOPNOTSUPP) {
+        lose_direct(reader, done->tag, code);
+    } else if (hr_io_is_disk_error(code)) {
+        bisect(reader, done->tag, code);
+    } else {
+        hr_reader_fail(reader, done->tag, block->ask_bytes, code,
+                       hr_strerror(code, text, sizeof(text)));
     }
 }

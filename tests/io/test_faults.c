@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "config.h"
+#include "io/reader.h"
 #include "io_testing.h"
 
 enum { MIB = 1 << 20, KIB = 1 << 10 };
@@ -129,14 +130,52 @@ static void transient_errors_are_repeated(void **state)
     assert_true(out.stats.retries > 0);
     expect_repaired("eagain=30,delay=300,reorder=1", HR_DIRECT_AUTO, &out);
     assert_true(out.stats.retries > 0);
+    /* In a row, more often than an interruption would be: with pauses between. */
+    expect_repaired("eagain=98", HR_DIRECT_AUTO, NULL);
 }
 
 static void want_of_memory_is_waited_out(void **state)
 {
+    struct outcome out;
+
     (void) state;
-    expect_repaired("enomem=20", HR_DIRECT_AUTO, NULL);
-    expect_repaired("ebusy=20", HR_DIRECT_AUTO, NULL);
-    expect_repaired("nomem=20", HR_DIRECT_AUTO, NULL);
+    expect_repaired("ebusy=20", HR_DIRECT_AUTO, &out);
+    assert_int_equal(out.stats.depth, 6);
+    io_log_capture(HR_LOG_WARN);
+    expect_repaired("enomem=20", HR_DIRECT_AUTO, &out);
+    assert_in_range(out.stats.depth, 1, 5);
+    assert_int_equal(io_log_count("io: the kernel lacks memory for 6 reads at a time"), 1);
+    assert_int_equal(io_log_count(""), 1);
+    expect_repaired("nomem=20", HR_DIRECT_AUTO, &out);
+    assert_in_range(out.stats.depth, 1, 5);
+    assert_int_equal(io_log_count(""), 2);
+    io_log_release();
+}
+
+/* Half as many reads at a time for a round in which memory was lacking, however often, and twice as
+ * many again after a thousand that went well. */
+static void depth_follows_the_memory(void **state)
+{
+    struct hr_reader reader = {.depth = 8, .params.depth = 8};
+    const struct {
+        bool lacks_memory;
+        uint32_t good_reads, depth;
+    } rounds[] = {{true, 5000, 4},  {true, 0, 2},     {false, 999, 2},  {false, 1000, 4},
+                  {false, 0, 4},    {true, 999, 2},   {true, 0, 1},     {true, 0, 1},
+                  {false, 1001, 2}, {false, 1000, 4}, {false, 1000, 8}, {false, 1000, 8}};
+
+    (void) state;
+    io_log_capture(HR_LOG_WARN);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(rounds); i++) {
+        reader.lacks_memory = rounds[i].lacks_memory;
+        reader.good_reads = rounds[i].good_reads;
+        hr_reader_adapt_depth(&reader);
+        assert_false(reader.lacks_memory);
+        assert_int_equal(reader.depth, rounds[i].depth);
+        assert_int_equal(reader.stats.depth, i > 0 || rounds[i].lacks_memory ? reader.depth : 0);
+    }
+    assert_int_equal(io_log_count(""), 1);
+    io_log_release();
 }
 
 static void endless_refusals_end(void **state)
@@ -165,6 +204,8 @@ static void all_faults_together(void **state)
 /* One bad place, for good: found to the page, after all that comes before it. */
 static void bad_sector_is_found(void **state)
 {
+    char program[32];
+
     (void) state;
     expect_failure("eio=0", -EIO, 0, "file0: bytes 0 to 4095 (tensor t0)", "Input/output error");
     /* t0 ends and t1 lies in this page. */
@@ -175,7 +216,14 @@ static void bad_sector_is_found(void **state)
     expect_failure("eio=600000,reorder=1,delay=500", -EIO, 2,
                    "file0: bytes 598016 to 602111 (tensor t2)", "Input/output error");
     expect_failure("eio=2000000,seed=9,short=20", -EIO, 4,
-                   "file1: bytes 1998848 to 2002943 (tensor t4)", "Input/output error");
+                   "file1: bytes 1998848 to 2002943 (tensor t4)",
+                   "Input/output error; the disk cannot read this place: see dmesg, and fetch the "
+                   "file again");
+    /* Bad media have an error of their own; where the trial read meets it, no backend is to blame.
+     */
+    snprintf(program, sizeof(program), "eio=0,errno=%d", ENODATA);
+    expect_failure(program, -EIO, 0, "file0: bytes 0 to 4095 (tensor t0)",
+                   "No data available; the disk cannot read this place");
 }
 
 static void bad_sector_that_recovers(void **state)
@@ -239,7 +287,9 @@ static void lost_direct_falls_back(void **state)
     io_log_release();
     out = run("einval=1", HR_DIRECT_ON, 1);
     assert_int_equal(out.result, -EOPNOTSUPP);
-    assert_non_null(strstr(out.err.message, "file0: bytes 0 to 262143 (tensor t0): Invalid"));
+    assert_non_null(strstr(out.err.message,
+                           "file0: bytes 0 to 262143 (tensor t0): a direct read was "
+                           "refused (Invalid argument); let direct be auto"));
 }
 
 /* No injection: the file really gets shorter under the reader. */
@@ -348,6 +398,7 @@ int main(void)
         cmocka_unit_test(short_reads_are_continued),
         cmocka_unit_test(transient_errors_are_repeated),
         cmocka_unit_test(want_of_memory_is_waited_out),
+        cmocka_unit_test(depth_follows_the_memory),
         cmocka_unit_test(endless_refusals_end),
         cmocka_unit_test(all_faults_together),
         cmocka_unit_test(bad_sector_is_found),

@@ -380,6 +380,36 @@ static void bad_arguments_are_refused(void **state)
     hr_reader_release(reader, slice.ticket);
     assert_int_equal(hr_reader_start(reader, &good, 1, 0, 1, NULL), 0);
     hr_reader_destroy(&reader);
+
+    hr_error_clear(&err);
+    params.ring_bytes = UINT64_C(1) << 62;
+    assert_int_equal(hr_reader_create(&reader, &params, &err), -ENOMEM);
+    assert_string_equal(err.message,
+                        "no memory for a ring of 4398046511104 MiB; make it smaller or "
+                        "close other programs");
+}
+
+/* What has been counted stays when the blocks change. */
+static void other_blocks_keep_the_counts(void **state)
+{
+    static const struct hr_read_range range = {3, 0, MIB};
+    const struct hr_reader_params params = make_params("pread");
+    struct io_caller caller = {0};
+    struct hr_reader *reader = NULL;
+    struct hr_stream_stats before, after;
+
+    (void) state;
+    assert_int_equal(hr_reader_create(&reader, &params, NULL), 0);
+    assert_int_equal(hr_reader_start(reader, &range, 1, 0, 20, NULL), 0);
+    assert_int_equal(io_caller_run(&caller, reader, &range, 1, NULL), 0);
+    hr_reader_get_stats(reader, &before);
+    assert_true(before.in_flight > 0);
+    assert_int_equal(hr_reader_set_blocks(reader, 2 * HR_BLOCK_BYTES_MIN, 1, NULL), 0);
+    hr_reader_get_stats(reader, &after);
+    assert_int_equal(after.block_bytes, 2 * HR_BLOCK_BYTES_MIN);
+    assert_int_equal(after.depth, 1);
+    assert_true(after.cpu_ns >= before.cpu_ns && after.in_flight > 0);
+    hr_reader_destroy(&reader);
 }
 
 int main(void)
@@ -402,6 +432,7 @@ int main(void)
         WITH_BACKENDS(two_filesystems),
         cmocka_unit_test(cached_files_are_read_from_there),
         cmocka_unit_test(bad_arguments_are_refused),
+        cmocka_unit_test(other_blocks_keep_the_counts),
     };
 
     return cmocka_run_group_tests_name("io reader", tests, make_files, remove_files);
