@@ -14,7 +14,7 @@
 #include <sys/utsname.h>
 #include <sys/vfs.h>
 
-#include "io/io.h"
+#include "io/backend.h"
 
 /* From linux/magic.h and the filesystems' own headers; the number for all others. */
 static const struct {
@@ -38,8 +38,7 @@ static bool name_block_device(dev_t dev, char *buf, size_t buf_bytes)
     folder = realpath(link, NULL);
     if (!folder)
         return false;
-    if (hr_sys_line(value, sizeof(value), "%s/partition", folder))
-        *strrchr(folder, '/') = '\0'; /* the whole disk */
+    hr_io_whole_disk(folder);
     base = strrchr(folder, '/') + 1;
     for (size_t i = 0; i < HR_ARRAY_SIZE(names) && !named; i++)
         if (hr_sys_line(value, sizeof(value), "%s/%s", folder, names[i])) {

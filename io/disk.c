@@ -16,7 +16,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "io/io.h"
+#include "io/backend.h"
 
 enum { VOLUMES_MAX = 32 }; /* looked into, one below the other or side by side */
 
@@ -62,6 +62,12 @@ static bool mount_source(const char *root, int fd, char *buf, size_t buf_bytes)
     free(line);
     fclose(f);
     return found;
+}
+
+void hr_io_whole_disk(char *folder)
+{
+    if (hr_sys_number(0, "%s/partition", folder) > 0)
+        *strrchr(folder, '/') = '\0';
 }
 
 /* The folder in /sys/devices of the block device that holds the file; free() it. */
@@ -208,12 +214,11 @@ static bool is_listed(const struct hr_disk *disks, uint32_t n, const char *folde
 
 uint32_t hr_io_disks(struct hr_disk ret_disks[HR_DISKS_MAX], const char *root, int fd)
 {
-    char *folders[VOLUMES_MAX] = {block_folder(root, fd)}, text[32];
+    char *folders[VOLUMES_MAX] = {block_folder(root, fd)};
     uint32_t n_folders = folders[0] != NULL, n = 0;
 
     for (uint32_t i = 0; i < n_folders; i++) {
-        if (hr_sys_line(text, sizeof(text), "%s/partition", folders[i]))
-            *strrchr(folders[i], '/') = '\0'; /* the whole disk */
+        hr_io_whole_disk(folders[i]);
         if (!add_slaves(folders, &n_folders, folders[i]) && n < HR_DISKS_MAX &&
             !is_listed(ret_disks, n, folders[i]))
             ret_disks[n++] = disk_of(folders[i]);

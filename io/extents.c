@@ -93,7 +93,8 @@ static int sample(const struct hr_io_file *file, uint64_t begin, uint64_t end,
                   struct hr_range_state *state)
 {
     static const uint8_t zeros[HR_IO_ALIGN_BYTES];
-    uint64_t hashes[HR_RANGE_SAMPLES], n_blocks = (end - begin) / file->align_bytes;
+    uint64_t hashes[HR_RANGE_SAMPLES],
+        n_blocks = end > begin ? (end - begin) / file->align_bytes : 0;
     const uint32_t n = (uint32_t) hr_min_u64(n_blocks, HR_RANGE_SAMPLES);
     uint32_t n_kept = 0;
     void *buf;
@@ -124,12 +125,15 @@ int hr_io_range_state(const struct hr_read_file *source, uint64_t offset_bytes, 
 {
     struct hr_range_state state = {0};
     struct hr_io_file file;
+    char path[512];
     int r;
 
     if (offset_bytes > source->size_bytes || size_bytes > source->size_bytes - offset_bytes)
-        return hr_error_set(err, -EINVAL, "%s: has no bytes %llu to %llu", source->path,
+        return hr_error_set(err, -EINVAL, "%s: has no bytes %llu to %llu; it has %llu",
+                            hr_printable(source->path, path, sizeof(path)),
                             (unsigned long long) offset_bytes,
-                            (unsigned long long) (offset_bytes + size_bytes));
+                            (unsigned long long) (offset_bytes + size_bytes - 1),
+                            (unsigned long long) source->size_bytes);
     state.cached_bytes = hr_io_cached_bytes(source->fd, offset_bytes, size_bytes);
     state.extents_known =
         map_extents(source->fd, offset_bytes, offset_bytes + size_bytes, &state) == 0;
@@ -140,5 +144,7 @@ int hr_io_range_state(const struct hr_read_file *source, uint64_t offset_bytes, 
                &state);
     hr_io_file_close(&file);
     *ret_state = state;
-    return r < 0 ? hr_error_set(err, r, "no memory for samples of %s", source->path) : 0;
+    return r < 0 ? hr_error_set(err, r, "no memory for samples of %s",
+                                hr_printable(source->path, path, sizeof(path)))
+                 : 0;
 }

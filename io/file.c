@@ -21,7 +21,13 @@ enum { PATH_PRINT_BYTES = 512 };
 /* From this share on the page cache is faster than the disk even if the rest must be fetched. */
 #define CACHED_SHARE 0.95
 
-/* The same file once more. /proc leads to the inode even where the path was replaced since. */
+static bool refuses_direct(int flags, int error)
+{
+    return flags & O_DIRECT && (error == EINVAL || error == EOPNOTSUPP);
+}
+
+/* The same file once more. /proc leads to the inode even where the path was replaced since.
+ * @return a descriptor; -EOPNOTSUPP without a message: O_DIRECT is refused; or the error */
 static int open_again(const struct hr_read_file *source, int flags, struct hr_error *err)
 {
     struct stat theirs, ours;
@@ -29,14 +35,16 @@ static int open_again(const struct hr_read_file *source, int flags, struct hr_er
 
     snprintf(link, sizeof(link), "/proc/self/fd/%d", source->fd);
     int fd = open(link, O_RDONLY | O_CLOEXEC | flags);
-    if (fd >= 0 || (flags & O_DIRECT && errno == EINVAL))
-        return fd >= 0 ? fd : -EINVAL;
+    if (fd >= 0)
+        return fd;
+    if (refuses_direct(flags, errno))
+        return -EOPNOTSUPP;
 
     fd = open(source->path, O_RDONLY | O_CLOEXEC | flags);
     if (fd < 0) {
         const int r = -errno;
-        if (flags & O_DIRECT && r == -EINVAL)
-            return r;
+        if (refuses_direct(flags, errno))
+            return -EOPNOTSUPP;
         return hr_error_set(err, r, "%s: cannot be opened again for streaming: %s",
                             hr_printable(source->path, path, sizeof(path)),
                             hr_strerror(r, text, sizeof(text)));
@@ -92,13 +100,16 @@ static uint32_t stated_align(int fd)
     return 0;
 }
 
-/* @return the alignment that direct reads of fd need, or 0: they do not work */
-static uint32_t find_align(int fd, uint64_t file_bytes)
+/* @return the alignment that direct reads of fd need, or 0: they do not work, *ret_why */
+static uint32_t find_align(int fd, uint64_t file_bytes, const char **ret_why)
 {
     uint32_t align = stated_align(fd);
 
-    if (align > HR_ALIGN_BYTES_MAX)
+    if (align > HR_ALIGN_BYTES_MAX) {
+        if (align != UINT32_MAX)
+            *ret_why = "its direct reads want an alignment above 64 KiB";
         return 0;
+    }
     align = align < HR_IO_ALIGN_BYTES ? HR_IO_ALIGN_BYTES : align;
     for (; align <= HR_ALIGN_BYTES_MAX; align *= 2) {
         const int r = trial_read(fd, file_bytes, align);
@@ -121,11 +132,9 @@ static int open_direct(struct hr_io_file *file, const char **ret_why, struct hr_
     }
     *ret_why = "its filesystem does not take O_DIRECT";
     const int fd = open_again(source, O_DIRECT, err);
-    if (fd == -EINVAL || fd == -EOPNOTSUPP)
-        return -EOPNOTSUPP;
     if (fd < 0)
         return fd;
-    const uint32_t align = find_align(fd, source->size_bytes);
+    const uint32_t align = find_align(fd, source->size_bytes, ret_why);
     if (align == 0) {
         close(fd);
         return -EOPNOTSUPP;

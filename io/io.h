@@ -131,8 +131,8 @@ uint64_t hr_io_cached_bytes(int fd, uint64_t offset_bytes, uint64_t size_bytes);
 int hr_io_range_state(const struct hr_read_file *source, uint64_t offset_bytes, uint64_t size_bytes,
                       struct hr_range_state *ret_state, struct hr_error *err);
 
-/* The disk of a file, the same after a reboot where the disk has a serial number. Printable, not
- * checked for strange characters. */
+/* The disk of a file, the same after a reboot where the disk has a serial number. As sysfs has it:
+ * print it through hr_printable(). */
 struct hr_device_identity {
     char device[128]; /* such as "nvme0n1 S4EWNX0R123456"; else the filesystem's id, or st_dev */
     char filesystem[16];

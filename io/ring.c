@@ -18,7 +18,6 @@
 
 #include "io/backend.h"
 
-#define HUGE_BYTES (2 * HR_MIB)
 #ifndef MAP_HUGE_2MB
 #define MAP_HUGE_2MB (21 << 26)
 #endif
@@ -34,14 +33,14 @@ static void *map_anonymous(size_t size_bytes, int flags)
 /* size_bytes at a multiple of 2 MiB: map more, then give back what lies before and behind. */
 static uint8_t *map_aligned(size_t size_bytes)
 {
-    uint8_t *p = map_anonymous(size_bytes + HUGE_BYTES, MAP_NORESERVE);
+    uint8_t *p = map_anonymous(size_bytes + HR_RING_UNIT_BYTES, MAP_NORESERVE);
 
     if (!p)
         return NULL;
-    const size_t before = hr_align_up((uintptr_t) p, HUGE_BYTES) - (uintptr_t) p;
+    const size_t before = hr_align_up((uintptr_t) p, HR_RING_UNIT_BYTES) - (uintptr_t) p;
     if (before > 0)
         munmap(p, before);
-    munmap(p + before + size_bytes, HUGE_BYTES - before);
+    munmap(p + before + size_bytes, HR_RING_UNIT_BYTES - before);
     return p + before;
 }
 
@@ -93,15 +92,18 @@ static void choose_nodes(void *base, size_t size_bytes)
 
 int hr_ring_init(struct hr_ring *ring, uint64_t size_bytes, bool huge_pages, struct hr_error *err)
 {
-    hr_assert(size_bytes > 0 && size_bytes % HUGE_BYTES == 0);
+    hr_assert(size_bytes > 0 && size_bytes % HR_RING_UNIT_BYTES == 0);
 
     uint8_t *huge = NULL;
 
+    /* Reserved here, or refused, and touched only once their nodes are chosen. */
     if (huge_pages)
-        huge = map_anonymous(size_bytes, MAP_HUGETLB | MAP_HUGE_2MB | MAP_POPULATE);
+        huge = map_anonymous(size_bytes, MAP_HUGETLB | MAP_HUGE_2MB);
     ring->base = huge ? huge : map_aligned(size_bytes);
     if (!ring->base)
-        return hr_error_set(err, -ENOMEM, "no memory for a ring of %" PRIu64 " MiB",
+        return hr_error_set(err, -ENOMEM,
+                            "no memory for a ring of %" PRIu64
+                            " MiB; make it smaller or close other programs",
                             size_bytes / HR_MIB);
     ring->size_bytes = size_bytes;
     if (!huge)

@@ -37,7 +37,7 @@ int hr_io_try(struct hr_io_trial *ret_trial, const struct hr_read_file *file, ui
 {
     struct hr_io_trial trial = {0};
     struct hr_ring ring = {0};
-    int r = hr_ring_init(&ring, hr_align_up(ring_bytes, 2 * HR_MIB), true, err);
+    int r = hr_ring_init(&ring, hr_align_up(ring_bytes, HR_RING_UNIT_BYTES), true, err);
 
     if (r < 0)
         return r;

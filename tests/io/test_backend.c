@@ -3,6 +3,7 @@
  * the system forbids something: each in a child process that gives up the right itself.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <setjmp.h>
@@ -138,6 +139,16 @@ static void null_backend_completes(void **state)
 
 /* ---- refusals --------------------------------------------------------------------------- */
 
+/* From now on the filter decides on this process's system calls. */
+static int install(struct sock_filter *code, uint16_t n)
+{
+    const struct sock_fprog program = {.len = n, .filter = code};
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return -errno;
+    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0 ? -errno : 0;
+}
+
 /* From now on this system call fails with EPERM, as io_uring's do in a container. */
 static int forbid(uint32_t call)
 {
@@ -147,11 +158,8 @@ static int forbid(uint32_t call)
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
-    const struct sock_fprog program = {.len = HR_ARRAY_SIZE(code), .filter = code};
 
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        return -errno;
-    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0 ? -errno : 0;
+    return install(code, HR_ARRAY_SIZE(code));
 }
 
 static int forbidden_io_uring(void)
@@ -226,7 +234,103 @@ static void locked_memory_is_not_needed(void **state)
     in_child(no_locked_memory);
 }
 
+/* Of a user with room for n tasks; the process is one. */
+static int limit_tasks(rlim_t n)
+{
+    enum { NOBODYS_USER = 54322 };
+    const struct rlimit limit = {n, n};
+
+    /* Root is exempt from the limit. /proc/self must stay ours when the user changes. */
+    if (setrlimit(RLIMIT_NPROC, &limit) < 0 || setresuid(NOBODYS_USER, NOBODYS_USER, NOBODYS_USER))
+        return -errno;
+    return prctl(PR_SET_DUMPABLE, 1);
+}
+
+static const char no_thread[] =
+    "no thread for reading: Resource temporarily unavailable; raise the "
+    "limit on processes (ulimit -u)";
+
+static int no_reader_thread(void)
+{
+    struct hr_error err = {0};
+
+    if (limit_tasks(1) < 0)
+        return SKIPPED;
+    CHECK(stream_with("pread", NULL, &err) == -EAGAIN);
+    CHECK(strcmp(err.message, no_thread) == 0);
+    return 0;
+}
+
+static int no_pread_thread(void)
+{
+    static const char prefix[] = "I/O backend pread does not work here: ";
+    struct hr_error err = {0};
+
+    if (limit_tasks(2) < 0)
+        return SKIPPED;
+    CHECK(stream_with("pread", NULL, &err) == -EAGAIN);
+    CHECK(strncmp(err.message, prefix, strlen(prefix)) == 0);
+    CHECK(strcmp(err.message + strlen(prefix), no_thread) == 0);
+    return 0;
+}
+
+static void want_of_threads_is_named(void **state)
+{
+    (void) state;
+    in_child(no_reader_thread);
+    in_child(no_pread_thread);
+}
+
 /* ---- files ------------------------------------------------------------------------------ */
+
+/* From now on the filesystem does not take O_DIRECT, in words that few use. */
+static int forbid_direct(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[2])),
+        BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, O_DIRECT, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EOPNOTSUPP),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+
+    return install(code, HR_ARRAY_SIZE(code));
+}
+
+static int direct_is_not_supported(void)
+{
+    struct hr_stream_stats stats;
+    struct hr_error err = {0};
+
+    if (forbid_direct() < 0)
+        return SKIPPED;
+    CHECK(stream_with("pread", &stats, &err) == 0);
+    CHECK(!stats.direct && err.code == 0 && !err.message[0]);
+    return 0;
+}
+
+static void refused_direct_is_no_error(void **state)
+{
+    (void) state;
+    in_child(direct_is_not_supported);
+}
+
+/* A part smaller than what is read at a time, and one that is not there. */
+static void odd_parts_have_a_state(void **state)
+{
+    struct hr_read_file file = disk.files[0];
+    struct hr_range_state range;
+    struct hr_error err = {0};
+
+    (void) state;
+    assert_int_equal(hr_io_range_state(&file, 100, 10, &range, NULL), 0);
+    assert_int_equal(range.n_samples, 0);
+    file.path = "odd\nname";
+    assert_int_equal(hr_io_range_state(&file, size - 1, 10, &range, &err), -EINVAL);
+    assert_string_equal(err.message,
+                        "odd\\x0aname: has no bytes 3145732 to 3145741; it has 3145733");
+}
 
 /* The stream reads the file that was opened, whatever its path names now. */
 static void replaced_path_is_no_matter(void **state)
@@ -276,6 +380,9 @@ int main(void)
         cmocka_unit_test(forbidden_io_uring_is_passed_over),
         cmocka_unit_test(exhaustion_names_all_reasons),
         cmocka_unit_test(locked_memory_is_not_needed),
+        cmocka_unit_test(want_of_threads_is_named),
+        cmocka_unit_test(refused_direct_is_no_error),
+        cmocka_unit_test(odd_parts_have_a_state),
         cmocka_unit_test(replaced_path_is_no_matter),
         cmocka_unit_test(buffered_on_demand),
     };
