@@ -40,7 +40,7 @@ struct hr_gpu_params {
     const char *device; /* "cpu", "cuda", "cuda:1"; NULL or "auto": what HEADRACE_DEVICE names, else
                            the best that works, said once at HR_LOG_INFO */
     enum hr_dtype act;  /* HR_DTYPE_BF16 or HR_DTYPE_F32                                        */
-    unsigned n_threads; /* 0: one for each CPU this process may use; at most 256                */
+    unsigned n_threads; /* 0: one for each CPU this process may use; up to HR_GPU_THREADS_MAX    */
     uint64_t slot_bytes; /* device memory that weights pass through, at least of the largest; 0: the
                             device's choice. The CPU device has none: weights stay in the ring */
     uint64_t vram_bytes; /* upper bound on the memory of a device that has its own; 0: none. Slots
