@@ -173,7 +173,7 @@ static void reap(struct hr_reader *reader, uint64_t timeout_ns)
         return;
     const uint64_t now_ns = hr_now_ns();
 
-    reader->refusals = 0;
+    reader->refused_ns = 0;
     reader->answered_ns = now_ns;
     reader->is_slow = false;
     reader->wants_pause = false;

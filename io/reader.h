@@ -114,6 +114,7 @@ struct hr_block {
     uint32_t done_bytes; /* that have arrived, aligned down where the file is direct             */
     uint32_t ask_bytes;  /* of the next or present request, from done_bytes on                   */
     uint32_t tries;      /* requests without progress since done_bytes last grew                 */
+    uint64_t refused_ns; /* when the kernel first refused one of them; 0: it has not             */
     uint64_t asked_ns;   /* when the present request was submitted                               */
     bool finished;
     bool asked_direct; /* by the present request    */
@@ -189,7 +190,7 @@ struct hr_reader {
     bool lacks_memory;     /* the kernel says so, since depth was last looked at    */
     bool wants_pause;      /* before the next try of what the kernel refused        */
     bool told_memory;      /* a warning has said so                                 */
-    uint32_t refusals;     /* of the kernel to do anything, since it last did       */
+    uint64_t refused_ns;   /* since when the kernel does not do anything; 0: it does */
     uint64_t failed_block; /* UINT64_MAX: none. Earlier blocks are still finished   */
     struct hr_error failure;
     uint64_t n_ready;

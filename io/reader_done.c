@@ -13,11 +13,11 @@
 #include "io/reader.h"
 
 enum {
-    INTERRUPTED_S = 2,    /* to wait for reads in flight */
-    SLOW_S = 10,          /* without an answer: worth a warning              */
-    TRIES_MAX = 100,      /* requests of a block without progress                 */
-    REFUSALS_MAX = 10000, /* of the kernel in a row, a millisecond or more apart  */
-    GOOD_READS = 1000,    /* since the depth was changed, before it may grow again */
+    INTERRUPTED_S = 2, /* to wait for reads in flight */
+    SLOW_S = 10,       /* without an answer: worth a warning              */
+    TRIES_MAX = 100,   /* requests of a block without progress                 */
+    PATIENCE_S = 10,   /* with a kernel that refuses                           */
+    GOOD_READS = 1000, /* since the depth was changed, before it may grow again */
     DESCRIPTION_BYTES = 256,
     WHAT_BYTES = 256,
     PATH_PRINT_BYTES = 384,
@@ -99,6 +99,14 @@ void hr_reader_fail(struct hr_reader *reader, uint64_t block_idx, uint64_t size_
                  offset, offset + size_bytes - 1, description, what);
 }
 
+/* @param since_ns  when it first refused: now, where that is 0. @return it has done so for long */
+static bool is_refused_for_good(uint64_t *since_ns, uint64_t now_ns)
+{
+    if (*since_ns == 0)
+        *since_ns = now_ns;
+    return now_ns - *since_ns >= PATIENCE_S * UINT64_C(1000000000);
+}
+
 void hr_reader_refused(struct hr_reader *reader, int code)
 {
     char text[128];
@@ -106,7 +114,7 @@ void hr_reader_refused(struct hr_reader *reader, int code)
     if (code == -EINTR)
         return;
     reader->lacks_memory |= code == -ENOMEM;
-    if (++reader->refusals <= REFUSALS_MAX)
+    if (!is_refused_for_good(&reader->refused_ns, hr_now_ns()))
         return;
     /* Nothing will come of what is queued, nor can be known of what is under way. */
     reader->abandoned = reader->in_flight > 0;
@@ -202,6 +210,7 @@ static void take_bytes(struct hr_reader *reader, uint64_t block_idx, uint32_t n)
     if (done > block->done_bytes) {
         block->done_bytes = done;
         block->tries = 0;
+        block->refused_ns = 0;
         block->asked_again = false;
     }
     block->ask_bytes =
@@ -268,14 +277,17 @@ static void lose_direct(struct hr_reader *reader, uint64_t block_idx, int code)
 
 /* An interruption says nothing of the next try; where the kernel wants for something, patience
  * helps. */
-static void repeat(struct hr_reader *reader, uint64_t block_idx, int code)
+static void repeat(struct hr_reader *reader, uint64_t block_idx, int code, uint64_t now_ns)
 {
     struct hr_block *block = hr_reader_block(reader, block_idx);
     char text[128];
 
     reader->lacks_memory |= code == -ENOMEM;
     reader->wants_pause |= code != -EINTR;
-    if (++block->tries > (code == -EINTR ? TRIES_MAX : REFUSALS_MAX)) {
+    const bool gives_up = code == -EINTR ? ++block->tries > TRIES_MAX
+                                         : is_refused_for_good(&block->refused_ns, now_ns);
+
+    if (gives_up) {
         hr_reader_fail(reader, block_idx, block->ask_bytes, code,
                        hr_strerror(code, text, sizeof(text)));
         return;
@@ -331,7 +343,7 @@ void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion 
         reader->good_reads++;
         take_bytes(reader, done->tag, (uint32_t) done->result);
     } else if (code == -EINTR || code == -EAGAIN || code == -ENOMEM) {
-        repeat(reader, done->tag, code);
+        repeat(reader, done->tag, code, now_ns);
     } else if (code == -EINVAL || code == -EOPNOTSUPP) {
         lose_direct(reader, done->tag, code);
     } else if (hr_io_is_disk_error(code)) {
