@@ -35,7 +35,7 @@ static int open_device(const char *device, char *name, size_t name_bytes, struct
 /* What a run without --device computes on. */
 static void say_device(const struct hr_doctor *d)
 {
-    const char *forced = getenv("HEADRACE_DEVICE");
+    const char *forced = hr_env("HEADRACE_DEVICE");
     struct hr_error err = {0};
     char name[160];
 

@@ -63,10 +63,10 @@ static void say_backend(const struct hr_doctor *d, const struct hr_io_trial *tri
 {
     const struct hr_io_backend_trial *uring = find(trial, "io_uring"), *first = NULL;
     const char *how = no_file ? "" : trial->not_direct ? ", buffered" : ", direct";
-    const char *forced = getenv("HEADRACE_IO");
+    const char *forced = hr_env("HEADRACE_IO");
     char printable[64];
 
-    if (forced && *forced && strcmp(forced, "auto") != 0) {
+    if (forced && strcmp(forced, "auto") != 0) {
         const struct hr_io_backend_trial *named = find(trial, forced);
         const bool works = named && named->why_not.code == 0;
 

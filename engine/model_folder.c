@@ -35,13 +35,6 @@ const char *hr_names_join(char *const *names, uint32_t n, char *buf, size_t buf_
 
 /* ---- opening ------------------------------------------------------------------------ */
 
-static const char *environment(const char *name)
-{
-    const char *value = getenv(name);
-
-    return value && *value ? value : NULL;
-}
-
 /* Real path of the model cache, NULL when there is none. */
 static char *find_cache(const char *cache_dir)
 {
@@ -50,13 +43,13 @@ static char *find_cache(const char *cache_dir)
 
     if (cache_dir)
         base = cache_dir;
-    else if ((base = environment("HF_HUB_CACHE")))
+    else if ((base = hr_env("HF_HUB_CACHE")))
         ;
-    else if ((base = environment("HF_HOME")))
+    else if ((base = hr_env("HF_HOME")))
         tail = "/hub";
-    else if ((base = environment("XDG_CACHE_HOME")))
+    else if ((base = hr_env("XDG_CACHE_HOME")))
         tail = "/huggingface/hub";
-    else if ((base = environment("HOME")))
+    else if ((base = hr_env("HOME")))
         tail = "/.cache/huggingface/hub";
     else
         return NULL;
