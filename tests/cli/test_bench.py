@@ -205,6 +205,8 @@ class Tune(ModelCase):
         self.assertLessEqual(out["gbps_low"], out["gbps"])
         if (out["block_bytes"], out["iodepth"]) != (4 << 20, 16):  # won by more than chance
             self.assertGreater(out["over_default_low"], 1.0)
+        else:
+            self.assertEqual([out["over_default" + x] for x in ("", "_low", "_high")], [1, 1, 1])
         env = environment(XDG_CACHE_HOME=self.cache)
         later = json.loads(self.forward("--json", "--quiet", env=env).out)
         self.assertEqual((later["tuned"], later["block_bytes"]), (True, out["block_bytes"]))
