@@ -46,6 +46,9 @@ static int queue_init(struct io_uring *ring, uint32_t depth)
     return r;
 }
 
+/* Its hard half takes root: ulimit would be refused. */
+#define RAISE "sudo prlimit --pid $$ --memlock=unlimited"
+
 static int refuse(struct hr_error *err, int code)
 {
     char text[128];
@@ -57,7 +60,7 @@ static int refuse(struct hr_error *err, int code)
     else if (code == -ENOSYS)
         remedy = "; this kernel has no io_uring, or not what is needed of it (Linux 5.11)";
     else if (code == -ENOMEM)
-        remedy = "; raise the limit on locked memory (ulimit -l)";
+        remedy = "; raise the limit on locked memory: " RAISE;
     return hr_error_set(err, code, "%s%s", hr_strerror(code, text, sizeof(text)), remedy);
 }
 
@@ -124,9 +127,8 @@ static int uring_init(struct hr_io *io, struct hr_error *err)
     if (r < 0) /* INFO: ordinary users have a limit of 8 MiB, and reads are as right without */
         hr_log(HR_LOG_INFO,
                "io: io_uring: %zu MiB could not be registered (%s), reads cost more CPU time; "
-               "raise the limit on locked memory: ulimit -l %zu",
-               (size_t) (params->buf_bytes / HR_MIB), hr_strerror(r, text, sizeof(text)),
-               (size_t) (params->buf_bytes / HR_KIB));
+               "raise the limit on locked memory: " RAISE,
+               (size_t) (params->buf_bytes / HR_MIB), hr_strerror(r, text, sizeof(text)));
     r = register_files(&uring->ring, params);
     uring->files_registered = r == 0;
     if (r < 0)
