@@ -225,6 +225,7 @@ static void idle(struct hr_reader *reader, bool wants_space)
 
 static void stream(struct hr_reader *reader)
 {
+    reader->refused_ns = 0; /* of a stream before this */
     while (synchronise(reader)) {
         enum hr_plan_result result = HR_PLAN_END;
 
