@@ -224,7 +224,8 @@ static int no_locked_memory(void)
     io_log_capture(HR_LOG_INFO);
     CHECK(stream_with("auto", &stats, NULL) == 0);
     if (strcmp(stats.io_name, "io_uring") == 0)
-        CHECK(io_log_count("could not be registered") == 1 && io_log_count("prlimit --pid $$") == 1);
+        CHECK(io_log_count("could not be registered") == 1 &&
+              io_log_count("prlimit --pid $$") == 1);
     return 0;
 }
 
