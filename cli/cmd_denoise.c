@@ -154,9 +154,9 @@ static void print_text(const struct loop *loop)
     const bool guided = loop->run.in[0].negative_emb && loop->run.o->cfg_scale != 1.0;
     char size[32];
 
-    printf("denoise   %u steps of %u, %u x %u pixels, %u picture%s%s, %s\n", loop->n_steps,
-           steps_wanted(loop->run.o), image->w * 8, image->h * 8, loop->run.o->inputs.n,
-           loop->run.o->inputs.n > 1 ? "s" : "", guided ? ", guided" : "",
+    printf("denoise   %u step%s of %u, %u x %u pixels, %u picture%s%s, %s\n", loop->n_steps,
+           loop->n_steps == 1 ? "" : "s", steps_wanted(loop->run.o), image->w * 8, image->h * 8,
+           loop->run.o->inputs.n, loop->run.o->inputs.n > 1 ? "s" : "", guided ? ", guided" : "",
            loop->run.stats.device_name);
     for (uint32_t i = 0; i < loop->n_steps; i++) {
         const struct hr_denoise_step *s = &loop->steps[i];

@@ -315,6 +315,14 @@ static bool parse_choice(const char *text, const char *choices, unsigned *ret_in
     return false;
 }
 
+/* One of the words "a|b|c" as it is written there, for what the library reads itself. */
+static bool is_word(const char *text, const char *choices)
+{
+    unsigned idx;
+
+    return parse_choice(text, choices, &idx) && !text[strcspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")];
+}
+
 int cli_usage(const char *format, ...)
 {
     va_list ap;
@@ -352,14 +360,17 @@ static int set_size(const struct option *opt, const char *text, uint64_t *value)
     if (*value >= opt->min && *value < UINT64_MAX && *value <= opt->max)
         return CLI_OK;
     const bool small = *value < opt->min, bare = text[strspn(text, "0123456789")] == '\0';
+    const char *hint = small && bare ? ", a bare number counts bytes" : "";
 
     size_text(least, opt->min);
     size_text(most, opt->max);
-    return cli_usage("%s: %s is too %s%s; expected %s%s%s", opt->name, text,
-                     small ? "small" : "large", bare ? ", a bare number counts bytes" : "",
-                     opt->max == UINT64_MAX ? "at least " : least,
-                     opt->max == UINT64_MAX ? least : " to ",
-                     opt->max == UINT64_MAX ? ", such as 400MiB" : most);
+    if (opt->max < UINT64_MAX)
+        return cli_usage("%s: %s is too %s%s; expected %s to %s", opt->name, text,
+                         small ? "small" : "large", hint, least, most);
+    if (!small)
+        return cli_usage("%s: %s is too large; expected such as 400MiB", opt->name, text);
+    return cli_usage("%s: %s is too small%s; expected at least %s, such as 400MiB", opt->name, text,
+                     hint, least);
 }
 
 static int set_count(const struct option *opt, const char *text, uint64_t *value)
@@ -420,7 +431,7 @@ static int set_value(struct cli_options *o, const struct option *opt, const char
     case LORA:
         return cli_add_lora(o, text);
     case WORD:
-        if (!parse_choice(text, opt->choices, &(unsigned){0}))
+        if (!is_word(text, opt->choices))
             return refuse_choice(opt, text);
         *(const char **) member = text;
         break;
@@ -513,6 +524,13 @@ static int parse_option(struct cli_options *o, unsigned verb, const char *verb_n
     return set_next(o, verb, opt, ++*i < argc ? argv[*i] : NULL);
 }
 
+static bool reads_nothing(const struct cli_options *o)
+{
+    const char *io = o->io && strcmp(o->io, "auto") != 0 ? o->io : getenv("HEADRACE_IO");
+
+    return io && strcmp(io, "null") == 0;
+}
+
 /* Of options that are right each for itself. */
 static int check_together(const struct cli_options *o, unsigned verb)
 {
@@ -528,7 +546,7 @@ static int check_together(const struct cli_options *o, unsigned verb)
         return cli_usage("--cfg-scale: 0 is no guidance scale; write 1 for none");
     if (o->block_bytes & (o->block_bytes - 1))
         return cli_usage("--block-size: %" PRIu64 " is not a power of two", o->block_bytes);
-    if ((verb & CLI_COMPUTE) && o->output && o->io && strcasecmp(o->io, "null") == 0)
+    if ((verb & CLI_COMPUTE) && o->output && reads_nothing(o))
         return cli_usage("--io null reads nothing: its result is none; leave --output out");
     return CLI_OK;
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -127,6 +128,8 @@ static int look_at(const struct output *output, struct stat *ret_st, struct plac
         return refuse(err, -EINVAL, output,
                       "it cannot go to standard output; name a file, or ./- for one called so");
     is_there = stat(output->path, ret_st) == 0;
+    if (!is_there && lstat(output->path, ret_st) == 0)
+        return refuse(err, -EINVAL, output, "is a link to nothing; remove it or name another file");
     if (is_there && !S_ISREG(ret_st->st_mode))
         return refuse(err, -EINVAL, output, "is there already and is no regular file");
     const int r = find_place(output, ret_place, err);
@@ -216,11 +219,16 @@ int cli_write_whole(const char *path, const char *what, cli_put *put, const void
                     struct hr_error *err)
 {
     char *target = realpath(path, NULL), *temp = NULL, shown[512];
+    uint32_t number = 0;
     int r = 0;
+
+    /* What a killed process has left is in nobody's way: in containers process numbers repeat. */
+    if (getrandom(&number, sizeof(number), GRND_NONBLOCK) < 0)
+        number = (uint32_t) getpid();
 
     if (!target)
         target = strdup(path);
-    if (!target || asprintf(&temp, "%s.tmp-%ld", target, (long) getpid()) < 0) {
+    if (!target || asprintf(&temp, "%s.tmp-%08x", target, number) < 0) {
         free(target);
         return cli_error(err, -ENOMEM, "no memory for %s", what);
     }

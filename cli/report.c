@@ -113,6 +113,8 @@ static unsigned n_control(const unsigned char *p)
         return 1;
     if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] <= 0x9f)
         return 2;
+    if (p[0] == 0xd8 && p[1] == 0x9c)
+        return 2;
     if (p[0] == 0xe2 &&
         ((p[1] == 0x80 && ((p[2] >= 0xaa && p[2] <= 0xae) || p[2] == 0x8e || p[2] == 0x8f)) ||
          (p[1] == 0x81 && p[2] >= 0xa6 && p[2] <= 0xa9)))

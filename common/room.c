@@ -12,10 +12,12 @@
 
 /* Files of a control group, by version of the interface. */
 static const struct group_files {
-    const char *folder, *limit, *used, *reclaimable;
-} group_v1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-              "total_inactive_file"},
-  group_v2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"};
+    const char *folder, *limit, *used, *cached[2]; /* what is cached of files can be had back */
+} group_v1 = {"/sys/fs/cgroup/memory",
+              "memory.limit_in_bytes",
+              "memory.usage_in_bytes",
+              {"total_inactive_file", "total_active_file"}},
+  group_v2 = {"/sys/fs/cgroup", "memory.max", "memory.current", {"inactive_file", "active_file"}};
 
 /* What is left of a limit; all of UINT64_MAX where there is none. */
 static uint64_t left_of(uint64_t limit_bytes, uint64_t used_bytes)
@@ -33,7 +35,9 @@ static void look_at_group(struct hr_room *room, const struct group_files *files,
         return;
     snprintf(stat_path, sizeof(stat_path), "%s/memory.stat", path);
     const uint64_t holds = hr_sys_number(0, "%s/%s", path, files->used);
-    const uint64_t used = left_of(holds, hr_sys_field(0, stat_path, files->reclaimable));
+    const uint64_t cached =
+        hr_sys_field(0, stat_path, files->cached[0]) + hr_sys_field(0, stat_path, files->cached[1]);
+    const uint64_t used = left_of(holds, cached);
 
     if (left_of(limit, used) < left_of(room->limit_bytes, room->used_bytes)) {
         room->limit_bytes = limit;

@@ -174,6 +174,7 @@ struct hr_dit_band {
     bool staged;         /* else it lies on the device for good                      */
     uint64_t ticket;     /* of its comparing with the manifest; 0: none              */
     uint64_t copy_ns;    /* when its copy to a device was asked for; 0: it has none  */
+    uint64_t copied_bytes;
 };
 
 struct hr_feed {

@@ -20,8 +20,8 @@ static int open_unnamed(const char *folder, struct hr_error *err)
     char shown[256], text[128];
 
     if (!folder)
-        folder = getenv("TMPDIR");
-    if (!folder || !folder[0])
+        folder = hr_env("TMPDIR");
+    if (!folder)
         folder = "/tmp";
     const int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 

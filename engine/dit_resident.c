@@ -137,7 +137,8 @@ int hr_resident_take(struct hr_resident_set *set, struct hr_error *err)
         mmap(NULL, set->size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (store == MAP_FAILED)
-        return hr_error_set(err, -ENOMEM, "no memory for %llu MiB of resident weights",
+        return hr_error_set(err, -ENOMEM,
+                            "no memory for %llu MiB of resident weights; lower the memory limit",
                             hr_mib(set->size_bytes));
     if (set->size_bytes >= HUGE_BYTES)
         madvise(store, set->size_bytes, MADV_HUGEPAGE); /* fewer misses; no matter if refused */

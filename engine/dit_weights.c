@@ -49,7 +49,7 @@ void hr_feed_trace_part(struct hr_feed *feed, const char *name, uint32_t idx, ui
 
 /* A band has been used, or copied. */
 static void trace_unit(struct hr_feed *feed, enum hr_trace_kind kind, const struct hr_unit *unit,
-                       uint64_t begin_ns)
+                       uint64_t bytes, uint64_t begin_ns)
 {
     if (feed->trace)
         hr_trace_add(feed->trace, &(struct hr_trace_event){
@@ -57,7 +57,7 @@ static void trace_unit(struct hr_feed *feed, enum hr_trace_kind kind, const stru
                                       .name = unit->tensor->name,
                                       .begin_ns = begin_ns,
                                       .end_ns = hr_now_ns(),
-                                      .bytes = unit->size_bytes,
+                                      .bytes = bytes,
                                       .a = unit->row_begin,
                                       .b = unit->n_rows,
                                   });
@@ -69,7 +69,8 @@ static void trace_copy(struct hr_feed *feed, const struct hr_dit_band *band)
 {
     if (!feed->trace || band->copy_ns == 0)
         return;
-    trace_unit(feed, HR_TRACE_COPY, &band->unit, hr_max_u64(band->copy_ns, feed->copy_end_ns));
+    trace_unit(feed, HR_TRACE_COPY, &band->unit, band->copied_bytes,
+               hr_max_u64(band->copy_ns, feed->copy_end_ns));
     feed->copy_end_ns = hr_now_ns();
 }
 
@@ -160,6 +161,7 @@ static int stage(struct hr_feed *feed, struct hr_dit_band *t, const void *data, 
     t->staged = r == 0;
     if (r == 0 && t->weight.data != data) {
         feed->copied_bytes += bytes;
+        t->copied_bytes = bytes;
         t->copy_ns = asked_ns;
     }
     if (r < 0 && t->streamed) {
@@ -203,8 +205,10 @@ static int keep_on_device(struct hr_feed *feed, struct hr_resident *resident,
 
 static void give_back(struct hr_feed *feed, const struct hr_dit_band *t)
 {
-    if (!t->staged)
+    if (!t->staged) { /* nothing of its own to wait for, but what came before may be done */
+        release_done(feed, false);
         return;
+    }
     hr_gpu_unstage(feed->gpu, &t->weight);
     if (feed->n_pending == HR_PENDING_MAX)
         release_done(feed, true);
@@ -257,7 +261,7 @@ int hr_feed_vector(struct hr_feed *feed, const struct hr_tensor *tensor, float *
         r = HR_FEED_RUN(feed, err,
                         hr_gpu_to_f32(feed->gpu, dst + done * row, t.weight.data, t.dtype,
                                       (size_t) (t.unit.n_rows * row)));
-        trace_unit(feed, HR_TRACE_WEIGHT, &t.unit, begin_ns);
+        trace_unit(feed, HR_TRACE_WEIGHT, &t.unit, t.unit.size_bytes, begin_ns);
         give_back(feed, &t);
         if (r < 0)
             return r;
@@ -441,7 +445,7 @@ int hr_feed_linear(struct hr_feed *feed, const struct hr_linear_weights *layer,
         const uint64_t begin_ns = hr_now_ns();
 
         r = merged ? run_merged(feed, &run, &band, err) : run_band(feed, &run, &band, err);
-        trace_unit(feed, HR_TRACE_WEIGHT, &t.unit, begin_ns);
+        trace_unit(feed, HR_TRACE_WEIGHT, &t.unit, t.unit.size_bytes, begin_ns);
         give_back(feed, &t);
     }
     return r;

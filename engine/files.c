@@ -302,17 +302,22 @@ static int fail(const char *path, struct hr_error *err, int code, const char *do
                         doing, hr_strerror(code, reason, sizeof(reason)));
 }
 
-/* The temporary name, in the same folder: a rename must not cross filesystems. Random, since what a
- * killed process has left is in nobody's way: in containers process numbers repeat. */
-static char *temp_name(const char *path)
+uint32_t hr_temp_number(void)
 {
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
     uint32_t number = 0;
-    char *temp;
 
     if (getrandom(&number, sizeof(number), GRND_NONBLOCK) < 0)
         number = (uint32_t) getpid();
-    if (asprintf(&temp, "%.*s.%s.tmp-%08x", (int) (base - path), path, base, number) < 0)
+    return number;
+}
+
+/* The temporary name, in the same folder: a rename must not cross filesystems. */
+static char *temp_name(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    char *temp;
+
+    if (asprintf(&temp, "%.*s.%s.tmp-%08x", (int) (base - path), path, base, hr_temp_number()) < 0)
         return NULL;
     return temp;
 }

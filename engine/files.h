@@ -71,6 +71,10 @@ struct hr_replacement {
     int folder_fd; /* of `target` */
 };
 
+/* For names of temporary files. Random, since what a killed process has left is in nobody's way: in
+ * containers process numbers repeat. */
+uint32_t hr_temp_number(void);
+
 /* @return 0; -EINVAL there is something at `path` that is no regular file, or an error of the
  *         system with a message */
 int hr_replace_begin(struct hr_replacement *ret, const char *path, struct hr_error *err);

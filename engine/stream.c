@@ -197,8 +197,8 @@ uint64_t hr_stream_trace_events(const struct hr_tensor *const *tensors, uint32_t
         const struct hr_cut cut = hr_cut_tensor(tensors[i]);
 
         n_units += cut.n_bands;
-        n_reads +=
-            cut.n_bands + tensors[i]->size_bytes / block_bytes; /* blocks end with runs, too */
+        /* A band may begin and end within a block. */
+        n_reads += 2 * cut.n_bands + tensors[i]->size_bytes / block_bytes;
     }
     /* A read and the disk's wait before it; a use, the wait before it and a copy to a device. */
     return 2 * n_reads + 3 * n_units;

@@ -18,7 +18,7 @@ enum { SHOWN_BYTES = 384 };
 /* Where the model goes. */
 struct target {
     char *path;
-    char *temp_path; /* path.tmp-PID */
+    char *temp_path; /* path.tmp-PID-NUMBER */
     char *parent;
     mode_t mode; /* of what is at path, 0: nothing */
     char shown[SHOWN_BYTES];
@@ -49,8 +49,8 @@ static int target_init(struct target *target, const char *path, struct hr_error 
     if (r < 0)
         return fail(target, err, r, "look at it");
     target->parent = hr_file_parent(target->path);
-    if (!target->parent ||
-        asprintf(&target->temp_path, "%s.tmp-%ld", target->path, (long) getpid()) < 0) {
+    if (!target->parent || asprintf(&target->temp_path, "%s.tmp-%ld-%08x", target->path,
+                                    (long) getpid(), hr_temp_number()) < 0) {
         target->temp_path = NULL;
         return fail(target, err, -ENOMEM, "name its temporary file");
     }
@@ -246,9 +246,6 @@ int hr_synth(const struct hr_synth_params *params, struct hr_error *err)
         r = check_replaceable(&target, layout.is_file, params->force, err);
     if (r == 0)
         r = check_space(&target, layout.total_bytes, err);
-    if (r == 0 && access(target.temp_path, F_OK) == 0)
-        r = hr_error_set(err, -EEXIST, "%s.tmp-%ld: is in the way; remove it", target.shown,
-                         (long) getpid());
     if (r == 0) {
         if (params->n_shards > layout.n_shards)
             hr_log(HR_LOG_WARN, "%s: %u shards instead of %u: one for each tensor", target.shown,

@@ -212,9 +212,9 @@ void hr_tuning_compare(const struct hr_tuning *tuning, const struct hr_stream_st
 {
     /* Only a disk that was kept busy shows what it can do: not the end of a small file, and not a
      * stream that waited for its user to give space back. */
-    const bool disk_was_the_bound = stats->n_files_direct == stats->n_files &&
-                                    stats->bytes_read >= HR_TUNING_BYTES_MIN &&
-                                    stats->in_flight >= 0.75 * stats->depth;
+    const bool disk_was_the_bound =
+        stats->n_files_direct == stats->n_files && stats->bytes_read >= HR_TUNING_BYTES_MIN &&
+        stats->depth_min == stats->depth && stats->in_flight >= 0.75 * stats->depth;
 
     if (!disk_was_the_bound || stats->busy_ns == 0)
         return;

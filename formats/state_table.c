@@ -214,8 +214,9 @@ int hr_state_table_parse(struct hr_state_table *ret_table, const char *json, siz
     int r = hr_json_load(&root, &source);
 
     if (r < 0)
-        return hr_error_set(err, r, "%s; expected a table of states, see docs/memory.md",
-                            cause.message);
+        return hr_error_set(err, r, "%s%s", cause.message,
+                            r == -EBADMSG ? "; expected a table of states, see docs/memory.md"
+                                          : "");
     const size_t n = json_array_size(root);
 
     if (!json_is_array(root) || n == 0 || n > HR_STATE_ENTRIES_MAX) {

@@ -13,11 +13,13 @@
  *
  * Layers:  gpu.c checks arguments and forwards; a device is a const struct of functions
  *          (gpu/device.h) and its private state. gpu_cpu.c is the CPU, gpu_cuda.c a GPU of NVIDIA,
- *          gpu_emulated.c the CPU made to act like a GPU, for tests; kernels_ref.c the
- * specification of each operation in plain double-precision C. Errors:  0 or -errno; arguments are
- * asserted, the world (memory, a failed device) is returned. Every operation may return -ECANCELED;
- * what it was to write is then undefined. Threads: one thread drives a device; the device may use
- * many.
+ *          gpu_emulated.c the CPU made to act like a GPU, for tests; kernels_ref.c is each
+ *          operation in plain double-precision C.
+ *
+ * Errors:  0 or -errno; arguments are asserted, the world (memory, a failed device) is returned.
+ *          Every operation may return -ECANCELED; what it was to write is then undefined.
+ *
+ * Threads: one thread drives a device; the device may use many.
  */
 #ifndef HR_GPU_H
 #define HR_GPU_H

@@ -165,11 +165,6 @@ static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
     return hr_max_u64(left, SLOTS_BYTES_MIN);
 }
 
-static unsigned long long mib(uint64_t bytes)
-{
-    return (unsigned long long) hr_div_ceil(bytes, HR_MIB);
-}
-
 static int cuda_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
                              struct hr_error *err)
 {
@@ -182,8 +177,8 @@ static int cuda_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_b
             "the limit of device memory is %llu MiB, but %llu MiB are needed: activations %llu, "
             "slots of weights %llu, scratch %llu, driver and libraries %llu; raise the limit or "
             "use a smaller picture",
-            mib(params->vram_bytes), mib(total), mib(arena_bytes), mib(slot_bytes),
-            mib(HR_CUDA_SCRATCH_BYTES), mib(CONTEXT_BYTES));
+            hr_mib(params->vram_bytes), hr_mib(total), hr_mib(arena_bytes), hr_mib(slot_bytes),
+            hr_mib(HR_CUDA_SCRATCH_BYTES), hr_mib(CONTEXT_BYTES));
     *ret_bytes = total;
     return 0;
 }
@@ -209,7 +204,7 @@ static int take_memory(struct hr_cuda *cuda, const struct hr_gpu_params *params,
                             "cuda: activations %llu MiB, slots of weights %llu MiB and scratch "
                             "%llu MiB do not fit in the %llu MiB that are free: %s; close other "
                             "programs on the GPU, use a smaller picture, or --device cpu",
-                            mib(arena_bytes), mib(slot_bytes), mib(HR_CUDA_SCRATCH_BYTES),
+                            hr_mib(arena_bytes), hr_mib(slot_bytes), hr_mib(HR_CUDA_SCRATCH_BYTES),
                             (unsigned long long) (free_bytes / HR_MIB), cudaGetErrorString(e));
     }
     unsigned char *at = cuda->memory;
@@ -400,7 +395,7 @@ static int take_slot(struct hr_cuda *cuda, size_t size_bytes, uint64_t *ret_offs
 {
     if (size_bytes > cuda->slots.size_bytes) {
         hr_log(HR_LOG_ERROR, "cuda: a weight of %llu MiB does not fit into slots of %llu MiB",
-               mib(size_bytes), mib(cuda->slots.size_bytes));
+               hr_mib(size_bytes), hr_mib(cuda->slots.size_bytes));
         return -ENOMEM;
     }
     while (!hr_slots_take(&cuda->slots, size_bytes, ret_offset, ret_ticket)) {
@@ -408,7 +403,7 @@ static int take_slot(struct hr_cuda *cuda, size_t size_bytes, uint64_t *ret_offs
 
         if (cuda->is_staged[i]) {
             hr_log(HR_LOG_ERROR, "cuda: the weights in use leave no room for %llu MiB more",
-                   mib(size_bytes));
+                   hr_mib(size_bytes));
             return -ENOMEM;
         }
         hr_slots_pop(&cuda->slots);

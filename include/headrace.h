@@ -218,11 +218,12 @@ struct hr_stream_stats {
     uint64_t ring_bytes;    /* memory held for the whole life of the stream                   */
     uint32_t block_bytes;   /* as used                                                        */
     uint32_t depth;         /* as used                                                        */
+    uint32_t depth_min;     /* less than depth: for a time, while the kernel lacked memory    */
     uint64_t bytes_read;    /* from the files, aligned covers and re-reads included           */
     uint64_t bytes_used;    /* of units handed out                                            */
     uint64_t reads;         /* requests completed                                             */
     uint64_t short_reads;   /* requests that were continued                                   */
-    uint64_t retries;       /* requests repeated after EINTR, EAGAIN or EIO                   */
+    uint64_t retries;       /* requests repeated after EINTR, EAGAIN, ENOMEM or EIO           */
     uint64_t bounced_bytes; /* of bytes_read, copied out of the page cache, not read directly */
     uint64_t pinned_bytes;  /* of the ring, registered with the kernel                        */
     uint64_t huge_bytes;    /* of the ring, in huge pages                                     */
@@ -696,8 +697,8 @@ struct hr_dit_forecast {
     uint64_t up_front_compute_ns; /* of the modulation of all forwards, where it comes up front   */
     uint64_t compute_ns;          /* of a forward without that, from one and two blocks           */
     uint64_t later_disk_ns;       /* of a later forward, or the only one: its bytes alone         */
-    /* Copies to a device that has its own memory, where compute_ns waits for them, too; 0: it
-     * computes on the host's. */
+    /* Copies to a device that has its own memory, which compute_ns waits for, too, but for weights
+     * that stay there; 0: it computes on the host's. */
     uint64_t link_sample_bytes, link_sample_ns;
     uint64_t link_ns; /* of those of a later forward, or the only one, without modulation that came
                          up front and weights that stay on the device */

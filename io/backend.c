@@ -71,6 +71,14 @@ bool hr_io_is_disk_error(int code)
     }
 }
 
+#define PROBE_PATIENCE_NS UINT64_C(1000000000)
+
+/* The kernel may take it another time. */
+static bool is_transient(int code)
+{
+    return code == -EINTR || code == -EAGAIN || code == -EBUSY || code == -ENOMEM;
+}
+
 /* One request and its answer, with patience for transient refusals.
  * @return bytes read or a negative errno */
 static int read_once(struct hr_io *io, const struct hr_io_request *request, bool *ret_hangs)
@@ -79,7 +87,8 @@ static int read_once(struct hr_io *io, const struct hr_io_request *request, bool
     struct hr_io_completion done;
     bool queued = false;
 
-    for (uint32_t tries = 0;; tries++) {
+    for (;;) {
+        const bool is_patient = hr_now_ns() - begin_ns < PROBE_PATIENCE_NS;
         int r = 0;
 
         if (!queued)
@@ -87,18 +96,19 @@ static int read_once(struct hr_io *io, const struct hr_io_request *request, bool
         queued = queued || r == 1;
         if (queued)
             r = io->backend->reap(io, &done, 1, HR_IO_WAIT_NS);
-        if (r == 1)
+        if (r == 1 && !(is_patient && is_transient(done.result)))
             return done.result;
-        if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY && r != -ENOMEM)
+        queued = queued && r != 1;
+        if (r < 0 && !is_transient(r))
             return r;
         /* A queued read must be waited for: its buffer is not ours before. */
-        if (!queued && tries == 100)
-            return r;
+        if (!queued && !is_patient)
+            return r < 0 ? r : -EAGAIN;
         *ret_hangs =
             queued && io->params.timeout_ns > 0 && hr_now_ns() - begin_ns >= io->params.timeout_ns;
         if (*ret_hangs)
             return -ETIMEDOUT;
-        if (r < 0)
+        if (r != 0 || !queued)
             hr_sleep_ns(HR_IO_PAUSE_NS);
     }
 }

@@ -135,9 +135,11 @@ static bool submit_queue(struct hr_reader *reader, struct hr_device_queue *queue
             requests[i] = next_request(reader, queue->items[(queue->first + i) & mask], now_ns);
         const int r = reader->io->backend->submit(reader->io, requests, n);
         if (r < 0) {
-            hr_reader_refused(reader, r);
+            hr_reader_refused(reader, r, true);
             return false;
         }
+        if (r > 0)
+            reader->refused_ns = 0;
         if (reader->in_flight == 0 && r > 0)
             reader->busy_since_ns = reader->answered_ns = now_ns;
         reader->in_flight += (uint32_t) r;
@@ -165,7 +167,7 @@ static void reap(struct hr_reader *reader, uint64_t timeout_ns)
     const int n = reader->io->backend->reap(reader->io, done, HR_IO_BATCH, timeout_ns);
 
     if (n < 0) {
-        hr_reader_refused(reader, n);
+        hr_reader_refused(reader, n, false);
         hr_sleep_ns(HR_IO_PAUSE_NS);
         return;
     }

@@ -191,6 +191,7 @@ struct hr_reader {
     bool wants_pause;      /* before the next try of what the kernel refused        */
     bool told_memory;      /* a warning has said so                                 */
     uint64_t refused_ns;   /* since when the kernel does not do anything; 0: it does */
+    uint64_t good_ns;      /* when the last read came back with bytes               */
     uint64_t failed_block; /* UINT64_MAX: none. Earlier blocks are still finished   */
     struct hr_error failure;
     uint64_t n_ready;
@@ -237,8 +238,8 @@ void hr_reader_fail(struct hr_reader *reader, uint64_t block_idx, uint64_t size_
                     const char *what);
 /* Give up when nothing has come back for the timeout. */
 void hr_reader_check_hang(struct hr_reader *reader);
-/* The kernel takes no more requests just now, or tells of none. */
-void hr_reader_refused(struct hr_reader *reader, int code);
+/* The kernel takes no more requests just now (`submitting`), or tells of none. */
+void hr_reader_refused(struct hr_reader *reader, int code, bool submitting);
 /* Once a round: fewer reads at a time where the kernel has lacked memory since the last, and more
  * again when it has not for a while. */
 void hr_reader_adapt_depth(struct hr_reader *reader);

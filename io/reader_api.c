@@ -168,7 +168,7 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
         reader->stats.ring_bytes = reader->ring.size_bytes;
         reader->stats.huge_bytes = reader->ring.huge_bytes;
         reader->stats.block_bytes = reader->params.block_bytes;
-        reader->stats.depth = reader->depth;
+        reader->stats.depth = reader->stats.depth_min = reader->depth;
         r = start_thread(reader, err);
     }
     if (r < 0) {
@@ -316,10 +316,11 @@ int hr_reader_set_blocks(struct hr_reader *reader, uint32_t block_bytes, uint32_
                             depth, reader->depth_max);
     wait_at_rest(reader);
     reader->params.block_bytes = reader->stats.block_bytes = block_bytes;
-    reader->params.depth = reader->depth = reader->stats.depth = depth;
+    reader->params.depth = reader->depth = depth;
+    reader->stats.depth = reader->stats.depth_min = depth;
     pthread_mutex_lock(&reader->shared->mutex);
     reader->shared->stats.block_bytes = block_bytes;
-    reader->shared->stats.depth = depth;
+    reader->shared->stats.depth = reader->shared->stats.depth_min = depth;
     pthread_mutex_unlock(&reader->shared->mutex);
     return 0;
 }

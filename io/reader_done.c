@@ -99,29 +99,40 @@ void hr_reader_fail(struct hr_reader *reader, uint64_t block_idx, uint64_t size_
                  offset, offset + size_bytes - 1, description, what);
 }
 
-/* @param since_ns  when it first refused: now, where that is 0. @return it has done so for long */
-static bool is_refused_for_good(uint64_t *since_ns, uint64_t now_ns)
+/* @param since_ns  when it first refused: now, where that is 0
+ * @return it has done so for long, and done nothing else since */
+static bool is_refused_for_good(const struct hr_reader *reader, uint64_t *since_ns, uint64_t now_ns)
 {
     if (*since_ns == 0)
         *since_ns = now_ns;
-    return now_ns - *since_ns >= PATIENCE_S * UINT64_C(1000000000);
+    return now_ns - hr_max_u64(*since_ns, reader->good_ns) >= PATIENCE_S * UINT64_C(1000000000);
 }
 
-void hr_reader_refused(struct hr_reader *reader, int code)
+static void fail_refused(struct hr_reader *reader, uint64_t block_idx, int code)
 {
-    char text[128];
+    char text[128], what[WHAT_BYTES];
 
+    snprintf(what, sizeof(what),
+             code == -EINTR ? "%s"
+                            : "%s, for %d s; close other programs, or give a lower --iodepth",
+             hr_strerror(code, text, sizeof(text)), PATIENCE_S);
+    hr_reader_fail(reader, block_idx, hr_reader_block(reader, block_idx)->ask_bytes, code, what);
+}
+
+void hr_reader_refused(struct hr_reader *reader, int code, bool submitting)
+{
     if (code == -EINTR)
         return;
-    reader->lacks_memory |= code == -ENOMEM;
-    if (!is_refused_for_good(&reader->refused_ns, hr_now_ns()))
+    reader->lacks_memory |= code == -ENOMEM || code == -EAGAIN;
+    /* What is under way comes back, or is found to hang. */
+    if (submitting && reader->in_flight > 0)
+        return;
+    if (!is_refused_for_good(reader, &reader->refused_ns, hr_now_ns()))
         return;
     /* Nothing will come of what is queued, nor can be known of what is under way. */
     reader->abandoned = reader->in_flight > 0;
     if (reader->first_block < reader->next_block)
-        hr_reader_fail(reader, reader->first_block,
-                       hr_reader_block(reader, reader->first_block)->ask_bytes, code,
-                       hr_strerror(code, text, sizeof(text)));
+        fail_refused(reader, reader->first_block, code);
     reader->in_flight = 0;
     for (uint32_t d = 0; d < reader->n_devices; d++)
         reader->devices[d].in_flight = 0;
@@ -139,11 +150,11 @@ void hr_reader_adapt_depth(struct hr_reader *reader)
         return;
     reader->lacks_memory = false;
     reader->good_reads = 0;
-    reader->stats.depth = reader->depth;
+    reader->stats.depth_min = (uint32_t) hr_min_u64(reader->stats.depth_min, reader->depth);
     if (reader->depth < before && !reader->told_memory)
         hr_log(HR_LOG_WARN,
                "io: the kernel lacks memory for %u reads at a time; fewer until it has it, slower; "
-               "close other programs, or give a lower --depth",
+               "close other programs, or give a lower --iodepth",
                before);
     reader->told_memory |= reader->depth < before;
 }
@@ -280,16 +291,14 @@ static void lose_direct(struct hr_reader *reader, uint64_t block_idx, int code)
 static void repeat(struct hr_reader *reader, uint64_t block_idx, int code, uint64_t now_ns)
 {
     struct hr_block *block = hr_reader_block(reader, block_idx);
-    char text[128];
 
     reader->lacks_memory |= code == -ENOMEM;
     reader->wants_pause |= code != -EINTR;
     const bool gives_up = code == -EINTR ? ++block->tries > TRIES_MAX
-                                         : is_refused_for_good(&block->refused_ns, now_ns);
+                                         : is_refused_for_good(reader, &block->refused_ns, now_ns);
 
     if (gives_up) {
-        hr_reader_fail(reader, block_idx, block->ask_bytes, code,
-                       hr_strerror(code, text, sizeof(text)));
+        fail_refused(reader, block_idx, code);
         return;
     }
     reader->stats.retries++;
@@ -341,6 +350,7 @@ void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion 
 
     if (code == 0) {
         reader->good_reads++;
+        reader->good_ns = now_ns;
         take_bytes(reader, done->tag, (uint32_t) done->result);
     } else if (code == -EINTR || code == -EAGAIN || code == -ENOMEM) {
         repeat(reader, done->tag, code, now_ns);

@@ -28,38 +28,58 @@ libaio-dev=has_header libaio.h
 libdnnl-dev=has_header oneapi/dnnl/dnnl.h
 '
 
-# Install what is missing: with the system's package manager where that is allowed, else the line to
-# run is printed.
-install_packages() {
-    local missing=() line
+# Names of "$1" whose test fails.
+missing_of() {
+    local line
     while IFS= read -r line; do
         [ -n "$line" ] || continue
-        eval "${line#*=}" >/dev/null 2>&1 || missing+=("${line%%=*}")
+        eval "${line#*=}" >/dev/null 2>&1 || printf '%s ' "${line%%=*}"
     done <<<"$1"
-    [ ${#missing[@]} -gt 0 ] || return 0
+}
 
-    command -v apt-get >/dev/null || die "missing: ${missing[*]} (Debian's names); install them"
-    local by_hand="sudo apt-get update && sudo apt-get install -y ${missing[*]}" as_root=()
+# install_packages REQUIRED [OPTIONAL]: install what is missing, with the system's package manager where that
+# is allowed; else the line to run is printed. It goes on without what is optional.
+install_packages() {
+    local required optional all by_hand log as_root=()
+    required=$(missing_of "$1")
+    optional=$(missing_of "${2-}")
+    all=$required$optional
+    [ -n "$all" ] || return 0
+
+    by_hand="run: sudo apt-get update && sudo apt-get install -y $all"
+    if ! command -v apt-get >/dev/null; then
+        cannot_install "missing: $all(Debian's names); install them"
+        return
+    fi
     if [ "$(id -u)" != 0 ]; then
         if sudo -n true 2>/dev/null; then
             as_root=(sudo -n)
         elif [ -t 0 ] && command -v sudo >/dev/null; then
             as_root=(sudo) # asks for the password
         else
-            die "missing packages; run: $by_hand"
+            cannot_install "missing packages; $by_hand"
+            return
         fi
     fi
-    say "installing ${missing[*]}"
-    local log
+    say "installing $all"
     log=$(mktemp)
+    # shellcheck disable=SC2086
     if ! { "${as_root[@]}" apt-get update -q &&
         "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
-            --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+            --no-install-recommends $all; } >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         rm -f "$log"
-        die "could not install; run: $by_hand"
+        cannot_install "could not install; $by_hand"
+        return
     fi
     rm -f "$log"
+}
+
+# The end, or what is optional stays out.
+cannot_install() {
+    [ -z "$required" ] || die "$1"
+    say "$1"
+    say "going on without $optional"
 }
 
 # build SOURCE FOLDER [meson options]: configure, anew where compiler or options have changed, then

@@ -217,6 +217,13 @@ class BadInput(ModelCase):
         with open(config, encoding="utf-8") as f:
             self.assertEqual(json.load(f)["num_layers"], 2)
 
+    def test_output_that_is_a_link_to_nothing(self):
+        link = self.path("dangling")
+        os.symlink(self.path("no/such"), link)
+        result = headrace("forward", self.model, "--inputs", self.inputs, "--timestep", 1, "--output", link)
+        self.assert_fails(result, "is a link to nothing; remove it or name another file")
+        os.remove(link)
+
     def test_two_outputs_are_two_files(self):
         os.makedirs(self.path("sub"), exist_ok=True)
         os.symlink("sub", self.path("also-sub"))
@@ -263,8 +270,8 @@ class BadInput(ModelCase):
         self.assertEqual(result.code, 0, result.err)
         self.assertNotIn("\x1b", result.out)
         self.assertIn("evil\\x1b[31m\\x0aline2", result.out)
-        write_tensors(path, {"a\x9bb\u202ec\u2066d\u200fe\u00e9\u4e00\u2028": ("F32", [1], floats([1.0]))})
-        self.assertIn("a\\xc2\\x9bb\\xe2\\x80\\xaec\\xe2\\x81\\xa6d\\xe2\\x80\\x8fe\u00e9\u4e00",
+        write_tensors(path, {"a\x9bb\u202ec\u2066d\u200f\u061ce\u00e9\u4e00\u2028": ("F32", [1], floats([1.0]))})
+        self.assertIn("a\\xc2\\x9bb\\xe2\\x80\\xaec\\xe2\\x81\\xa6d\\xe2\\x80\\x8f\\xd8\\x9ce\u00e9\u4e00",
                       headrace("inspect", path).out)
 
     def test_no_space(self):

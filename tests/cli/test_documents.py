@@ -13,6 +13,8 @@ from cli_testing import ModelCase, headrace, main, write_tensors
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAGES = sorted(glob.glob(os.path.join(ROOT, "*.md")) + glob.glob(os.path.join(ROOT, "docs", "*.md")))
+OTHERS = {"--security-opt"}  # options of other programs
+VERBS = re.findall(r"^  ([a-z]+) ", headrace("--help").out, re.M)
 FOLDERS = ("cli", "common", "engine", "formats", "gpu", "io", "python/headrace")
 
 
@@ -45,14 +47,16 @@ class Documents(ModelCase):
         quoted = re.findall(r"\*\*`([^`]+)`\*\*", read(os.path.join(ROOT, "docs", "troubleshooting.md")))
         self.assertGreater(len(quoted), 60)
         literals = set(strings())
+        helps = [headrace(verb, "--help").out for verb in VERBS]
         for message in quoted:
             parts = [re.escape(part.strip()) for part in message.split("...") if part.strip()]
             pattern = re.compile(".*".join(parts), re.S)
             self.assertTrue(any(pattern.search(literal) for literal in literals), f"no source says: {message}")
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", message):
+                self.assertTrue(any(option in text.split() for text in helps) or option in OTHERS, message)
 
     def test_commands(self):
-        helps = {verb: headrace(verb, "--help").out
-                 for verb in re.findall(r"^  ([a-z]+) ", headrace("--help").out, re.M)}
+        helps = {verb: headrace(verb, "--help").out for verb in VERBS}
         n = 0
         for page in PAGES:
             text = read(page)

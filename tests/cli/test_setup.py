@@ -28,6 +28,27 @@ class Setup(unittest.TestCase):
         return subprocess.run(["bash", "-euc", '. "$1"; build . "$2/build"', "demo", SETUP, folder], env=env,
                               stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
+    def install(self, required, optional):
+        """install_packages() of a user who may install nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("apt-get", "sudo"):
+                with open(os.path.join(folder, name), "w", encoding="ascii") as f:
+                    f.write("#!/bin/sh\nexit 1\n")
+                os.chmod(f.name, 0o755)
+            env = dict(os.environ, PATH=folder + ":" + os.environ["PATH"])
+            return subprocess.run(["bash", "-euc", '. "$1"; install_packages "$2" "$3"; echo on', "demo", SETUP, required,
+                                   optional], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+    def test_packages(self):
+        here, gone = "\nhere=true\n", "gone=false\nlost=false\n"
+        self.assertEqual((self.install(here, "").stdout, self.install(here, "").stderr), ("on\n", ""))
+        process = self.install(here + gone, "extra=false")
+        self.assertEqual((process.returncode, process.stdout), (1, ""))
+        self.assertIn("run: sudo apt-get update && sudo apt-get install -y gone lost extra", process.stderr)
+        process = self.install(here, "extra=false")
+        self.assertEqual((process.returncode, process.stdout), (0, "on\n"))
+        self.assertIn("going on without extra", process.stderr)
+
     def test_build_folders(self):
         with tempfile.TemporaryDirectory() as folder:
             ninja, stamp = (os.path.join(folder, "build", name) for name in ("build.ninja", "stamp"))

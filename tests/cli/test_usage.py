@@ -37,6 +37,10 @@ class Usage(ModelCase):
         self.assert_usage([*forward, "--io", "uring"], "--io", '"uring"', "auto|io_uring|libaio|pread\n")
         self.assert_usage([*forward, "--io", "io_urin"], "did you mean io_uring")
         self.assert_usage([*forward, "--io", "null", "--output", "x"], "its result is none; leave --output out")
+        result = headrace(*forward, "--output", "x", env=environment(HEADRACE_IO="null"))
+        self.assertEqual((result.code, "leave --output out" in result.err), (2, True), result.err)
+        self.assert_usage([*forward, "--io", "PRead"], '"PRead" is not one of', "did you mean pread")
+        self.assert_usage([*forward, "--ram", "18446744073709551615"], "is too large")
         for option in ("--device", "--threads", "--precision", "--activation"):
             self.assert_usage(["bench", self.model, option, "1"], f"{option} is not an option of bench")
         self.assert_usage([*forward, "--layers", "0"], "--layers", "1 to 10000")

@@ -173,6 +173,12 @@ static void test_control_groups(void **state)
     assert_found("free_ram", HR_FINDING_MISSING, "may have 1.0 GB and holds 0.9", "docker update");
     assert_int_equal(hr_room_read(machine_doctor().root).room_bytes, 100000000);
 
+    /* What is cached of files read more than once can be had back as well. */
+    machine_put("sys/fs/cgroup/a", "memory.stat",
+                "inactive_file 300000000\nactive_file 200000000\n");
+    assert_int_equal(hr_room_read(machine_doctor().root).room_bytes, 300000000);
+    machine_put("sys/fs/cgroup/a", "memory.stat", "anon 1\ninactive_file 300000000\n");
+
     /* A full group leaves nothing, which is not the same as that nobody knows. */
     machine_put("sys/fs/cgroup/a", "memory.current", "1300000001\n");
     assert_int_equal(hr_room_read(machine_doctor().root).room_bytes, 0);

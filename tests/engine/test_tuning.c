@@ -210,8 +210,9 @@ static void test_slow_disk_is_said(void **state)
         .busy_ns = 2 * HR_TUNING_BYTES_MIN, /* 1 GB/s, 1.9 were the low end */
         .in_flight = 20.0,
         .depth = 24,
+        .depth_min = 24,
     };
-    struct hr_stream_stats other[5];
+    struct hr_stream_stats other[6];
 
     (void) state;
     for (size_t i = 0; i < HR_ARRAY_SIZE(other); i++)
@@ -221,6 +222,7 @@ static void test_slow_disk_is_said(void **state)
     other[2].in_flight = 10.0; /* its user was the slower one */
     other[3].n_files_direct = 0;
     other[4].busy_ns = 0;
+    other[5].depth_min = 3; /* the kernel lacked memory */
     hr_log_set(keep_warning, NULL, HR_LOG_WARN);
     for (size_t i = 0; i < HR_ARRAY_SIZE(other); i++) {
         last_warning[0] = '\0';
