@@ -36,8 +36,9 @@ class Setup(unittest.TestCase):
                     f.write("#!/bin/sh\nexit 1\n")
                 os.chmod(f.name, 0o755)
             env = dict(os.environ, PATH=folder + ":" + os.environ["PATH"])
-            return subprocess.run(["bash", "-euc", '. "$1"; install_packages "$2" "$3"; echo on', "demo", SETUP, required,
-                                   optional], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            script = '. "$1"; install_packages "$2" "$3"; echo on'
+            return subprocess.run(["bash", "-euc", script, "demo", SETUP, required, optional], env=env,
+                                  stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     def test_packages(self):
         here, gone = "\nhere=true\n", "gone=false\nlost=false\n"
