@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import weakref
-from typing import Any, Iterable, Iterator, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 
 import numpy as np
 
@@ -122,7 +122,7 @@ class Reader:
     def get_tensor(self, name: str) -> Any:
         """One whole tensor in new memory, as the reader's framework has it."""
         t = self._checkpoint.find(name)
-        whole = self._empty(t)
+        whole = self._empty(self._layout(t))
         if t.size_bytes:
             error = new_error()
             check(lib.hr_checkpoint_read(self._checkpoint.pointer, t, ffi.from_buffer(whole.raw), t.size_bytes, error),
@@ -146,8 +146,7 @@ class Reader:
             prefetch: memory of the ring: how far reading is ahead.
             passes: how many times over, reading on across the end of each; 0: without end.
         """
-        for tensor, unit in self._units(names, prefetch, passes):
-            yield Band(text(tensor.name), unit.row_begin, unit.n_rows, self._view(tensor, unit))
+        return self._units(names, prefetch, passes, self._band)
 
     def stream(self, names: Optional[Iterable[str]] = None, prefetch: Size = "192MiB",
                passes: int = 1) -> Iterator[tuple[str, Any]]:
@@ -157,16 +156,22 @@ class Reader:
         tensors are not yet wanted, reading stops at the ring's size.
         """
         whole, filled = None, 0
-        for tensor, unit in self._units(names, prefetch, passes):
+
+        def copy(layout: _Layout, unit: Any) -> Optional[tuple[str, Any]]:
+            """The tensor, once this is its last unit."""
+            nonlocal whole, filled
             if whole is None:
-                whole, filled = self._empty(tensor), 0
+                whole, filled = self._empty(layout), 0
             if unit.size_bytes:
                 source = np.frombuffer(ffi.buffer(unit.data, unit.size_bytes), np.uint8)
                 np.copyto(whole.raw[filled:filled + unit.size_bytes], source)
             filled += unit.size_bytes
-            if filled == tensor.size_bytes:
-                done, whole = whole.tensor, None
-                yield text(tensor.name), done
+            if filled < layout.size_bytes:
+                return None
+            done, whole = whole.tensor, None
+            return layout.name, done
+
+        return (pair for pair in self._units(names, prefetch, passes, copy) if pair)
 
     @property
     def stats(self) -> Optional[StreamStats]:
@@ -174,7 +179,10 @@ class Reader:
         return self._stats
 
     def close(self) -> None:
-        """Also ends the streams that have begun: what asks them for more gets a ValueError."""
+        """Also ends the streams that have begun: what asks them for more gets a ValueError.
+
+        Other threads may be in streams meanwhile, but in no other method of the reader.
+        """
         with self._lock:
             for stream in list(self._streams):
                 self._stats = stream.close() or self._stats
@@ -192,25 +200,36 @@ class Reader:
     def __contains__(self, name: str) -> bool:
         return lib.hr_checkpoint_find(self._checkpoint.pointer, name.encode()) != ffi.NULL
 
-    def _units(self, names: Optional[Iterable[str]], prefetch: Size, passes: int) -> Iterator[tuple[Any, Any]]:
-        names = self.keys() if names is None else list(names)
-        if not names:
-            return
-        for name in names:  # before the first read: no such tensor, or a type that is not to be had
-            self._dtype(self._checkpoint.find(name))
+    def _units(self, names: Optional[Iterable[str]], prefetch: Size, passes: int,
+               take: Callable[[_Layout, Any], Any]) -> Iterator[Any]:
+        """What `take` makes of each unit: while it does, nobody closes the stream. Then the unit is given back."""
         ring_bytes, n_passes = parse_size(prefetch, "prefetch"), parse_count(passes, "passes", least=0)
         with self._lock:
+            names = self.keys() if names is None else list(names)
+            if not names:
+                return
+            # before the first read: no such tensor, or a type that is not to be had
+            layouts = {name: self._layout(self._checkpoint.find(name)) for name in names}
             stream = _Stream(self._checkpoint, names, ring_bytes, n_passes)
             self._streams.add(stream)
         try:
-            while stream.next():
-                yield stream.unit.tensor, stream.unit
-                stream.release()
+            while True:
+                with stream.lock:
+                    unit = stream.next()
+                    if unit is None:
+                        return
+                    taken = take(layouts[text(unit.tensor.name)], unit)
+                yield taken
+                stream.release(unit)
         finally:
             self._stats = stream.close() or self._stats
 
-    def _dtype(self, tensor: Any) -> Any:
-        name = text(lib.hr_dtype_name(tensor.dtype))
+    def _layout(self, tensor: Any) -> _Layout:
+        name = text(tensor.name)
+        dtype = self._dtype(name, text(lib.hr_dtype_name(tensor.dtype)))
+        return _Layout(name, dtype, _shape(tensor), tensor.size_bytes)
+
+    def _dtype(self, tensor_name: str, name: str) -> Any:
         numpy_name, torch_name = DTYPES.get(name, ("", ""))
         if self.framework == "torch" and torch_name:
             import torch
@@ -219,40 +238,43 @@ class Reader:
         if self.framework == "numpy" and numpy_name:
             return np.dtype(numpy_name)
         advice = "; open with framework='torch', or use get_f32()" if torch_name and self.framework == "numpy" else ""
-        raise ValueError(f"{text(tensor.name)}: {self.framework} has no type for {name}{advice}")
+        raise ValueError(f"{tensor_name}: {self.framework} has no type for {name}{advice}")
 
-    def _empty(self, tensor: Any) -> "_Whole":
-        dtype, shape = self._dtype(tensor), _shape(tensor)
+    def _empty(self, layout: _Layout) -> _Whole:
         if self.framework == "torch":
             import torch
-            whole = torch.empty(shape, dtype=dtype)
+            whole = torch.empty(layout.shape, dtype=layout.dtype)
             return _Whole(whole, whole.reshape(-1).view(torch.uint8).numpy() if whole.numel() else None)
-        whole = np.empty(shape, dtype)
+        whole = np.empty(layout.shape, layout.dtype)
         return _Whole(whole, whole.reshape(-1).view(np.uint8))
 
-    def _view(self, tensor: Any, unit: Any) -> Any:
-        dtype, shape = self._dtype(tensor), _shape(tensor)
+    def _band(self, layout: _Layout, unit: Any) -> Band:
+        return Band(layout.name, unit.row_begin, unit.n_rows, self._view(layout, unit))
+
+    def _view(self, layout: _Layout, unit: Any) -> Any:
         if unit.size_bytes == 0:
-            return self._empty(tensor).tensor
-        n_rows = tensor.size_bytes * unit.n_rows // unit.size_bytes  # of the whole tensor
-        outer = min(1, len(shape))
-        while math.prod(shape[:outer]) != n_rows:
-            outer += 1
+            return self._empty(layout).tensor
+        n_rows = layout.size_bytes * unit.n_rows // unit.size_bytes  # of the whole tensor
+        rank = len(layout.shape)
+        outer = next(n for n in range(min(1, rank), rank + 1) if math.prod(layout.shape[:n]) == n_rows)
+        shape = (unit.n_rows, *layout.shape[outer:])
         buffer = ffi.buffer(unit.data, unit.size_bytes)
         if self.framework == "torch":
             import torch
-            return torch.frombuffer(buffer, dtype=dtype).reshape(unit.n_rows, *shape[outer:])
-        view = np.frombuffer(buffer, dtype).reshape(unit.n_rows, *shape[outer:])
+            return torch.frombuffer(buffer, dtype=layout.dtype).reshape(shape)
+        view = np.frombuffer(buffer, layout.dtype).reshape(shape)
         view.flags.writeable = False
         return view
 
 
 class _Stream:
-    """A stream of the library, open until its end or until the reader is closed, in whatever thread."""
+    """A stream of the library, open until its end or until the reader is closed, in whatever thread.
+
+    `close()` waits for `lock`: the memory of a unit stays while it is held.
+    """
 
     def __init__(self, checkpoint: Checkpoint, names: Sequence[str], ring_bytes: int, passes: int):
-        self._lock, self._handle = threading.RLock(), ffi.new("struct hr_stream **")
-        self.unit = ffi.new("struct hr_unit *")
+        self.lock, self._handle = threading.RLock(), ffi.new("struct hr_stream **")
         strings, error = [ffi.new("char[]", name.encode()) for name in names], new_error()
         params = ffi.new("struct hr_stream_params *", {"ring_bytes": ring_bytes})
         check(lib.hr_stream_open(self._handle, checkpoint.pointer, params, error), error)
@@ -269,19 +291,19 @@ class _Stream:
             raise ValueError("the model is closed")
         return self._handle[0]
 
-    def next(self) -> bool:
-        """Whether there is one more unit, which is then in `unit`."""
-        error = new_error()
-        with self._lock:
-            return check(lib.hr_stream_next(self._open(), self.unit, error), error) > 0
+    def next(self) -> Any:
+        """The next unit, or None at the end."""
+        unit, error = ffi.new("struct hr_unit *"), new_error()
+        with self.lock:
+            return unit if check(lib.hr_stream_next(self._open(), unit, error), error) > 0 else None
 
-    def release(self) -> None:
-        with self._lock:
-            lib.hr_stream_release(self._open(), self.unit)
+    def release(self, unit: Any) -> None:
+        with self.lock:
+            lib.hr_stream_release(self._open(), unit)
 
     def close(self) -> Optional[StreamStats]:
         """Its statistics; None where it was closed before."""
-        with self._lock:
+        with self.lock:
             if self._handle[0] == ffi.NULL:
                 return None
             stats = ffi.new("struct hr_stream_stats *")
@@ -290,7 +312,17 @@ class _Stream:
             return from_struct(StreamStats, stats)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """What arrays are made by, taken from the checkpoint while it is open."""
+
+    name: str
+    dtype: Any  # of numpy or torch
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _Whole:
     tensor: Any
     raw: Any  # its bytes, as numpy

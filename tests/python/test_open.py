@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 import unittest
+from unittest import mock
 
 from package_testing import PackageCase, headrace, np
 
@@ -99,17 +100,35 @@ class Open(PackageCase):
         f.close()
 
     def test_closed_by_another_thread(self):
-        f = headrace.open(self.model)
+        """At any moment: between units, while one is waited for, and while its bytes are copied."""
+        for i in range(40):
+            with self.subTest(i=i):
+                f = headrace.open(self.file)
+                stream = (f.bands if i % 4 == 3 else f.stream)(["large"], prefetch="64MiB", passes=0)
+                next(stream)
+                thread = threading.Timer(0.0007 * i, f.close)
+                thread.start()
+                with self.assert_raises(ValueError, "the model is closed"):
+                    for _ in stream:
+                        pass
+                thread.join()
 
-        def close():
-            time.sleep(0.05)
-            f.close()
+    def test_not_closed_while_bytes_are_copied(self):
+        """close() of another thread waits for the copy out of the ring."""
+        f, copyto, closing = headrace.open(self.file), np.copyto, threading.Event()
+        thread = threading.Thread(target=lambda: (closing.set(), f.close()))
 
-        thread = threading.Thread(target=close)
-        thread.start()
-        with self.assert_raises(ValueError, "closed"):
-            for _ in f.bands(passes=0):
-                pass
+        def slow(dst, src):
+            if not closing.is_set():
+                thread.start()
+                closing.wait(60)
+                time.sleep(0.1)
+                self.assertTrue(thread.is_alive())
+            copyto(dst, src)
+
+        with mock.patch.object(np, "copyto", slow), self.assert_raises(ValueError, "the model is closed"):
+            for _, tensor in f.stream(["large"], prefetch="64MiB", passes=0):
+                self.assertTrue(np.array_equal(tensor, self.arrays["large"]))
         thread.join()
 
     def test_errors(self):
