@@ -6,6 +6,7 @@ import errno
 import operator
 import os
 import re
+import signal
 import threading
 from typing import Any, Callable, Optional, Union
 
@@ -38,51 +39,73 @@ def check(result: int, error: Any) -> int:
     raise OSError(-result, message)
 
 
+class SignalsHeld:
+    """Within it Python's handlers of signals run as ever, but what they raise is only noted in `raised`.
+
+    So what has to be done as a whole is: nothing raises between two bytecodes of it. Handlers run on
+    the main thread; on others there is nothing to hold.
+    """
+
+    def __init__(self) -> None:
+        self.raised: list[BaseException] = []
+        self._holds = False  # where a handler is left in place by what others raise, it does no harm
+        self._handlers: dict[int, Callable[[int, Any], Any]] = {}
+        if threading.current_thread() is threading.main_thread():
+            found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+            self._handlers = {number: handler for number, handler in found.items() if callable(handler)}
+        self._noting = self._handle  # bound once: this very object is looked for
+
+    def _handle(self, number: int, frame: Any) -> None:
+        try:
+            self._handlers[number](number, frame)
+        except BaseException as e:
+            if not self._holds:
+                raise
+            self.raised.append(e)
+
+    def __enter__(self) -> "SignalsHeld":
+        for number in self._handlers:
+            signal.signal(number, self._noting)
+        self._holds = True
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        try:
+            for number, handler in self._handlers.items():
+                if signal.getsignal(number) is self._noting:  # not where a handler has set another
+                    signal.signal(number, handler)
+        finally:
+            self._holds = False
+
+
 def interruptible(call: Callable[[], int], interrupt: Callable[[], None]) -> int:
     """Run `call`, which blocks in the library without the interpreter's lock.
 
     Python handles signals on its main thread and only between bytecodes, so there the call goes to a
     thread of its own: whatever a handler raises (KeyboardInterrupt) calls `interrupt`, waits for the
-    call to end, and is raised again.
+    call to end, since what it works on is the caller's to free, and is raised then.
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
-    done = threading.Event()
+    ended = threading.Lock()
     result: list[Any] = []
-    unclaimed = [True]  # taken once: by the thread that makes the call, or by us, and then there is none
-
-    def claim() -> bool:
-        try:
-            return unclaimed.pop()
-        except IndexError:
-            return False
 
     def work() -> None:
         try:
-            if claim():
-                result.append(call())
+            result.append(call())
         except BaseException as e:  # of Python code around the library's function
             result.append(e)
         finally:
-            done.set()
+            ended.release()
 
-    thread = threading.Thread(target=work, name="headrace", daemon=True)
-    raised: Optional[BaseException] = None
-    started = False
-    while not done.is_set():  # left before only where there is no call: what it works on is the caller's to free
-        try:
-            if not started:
-                started = True
-                thread.start()
-            if raised:
-                if claim():
-                    break
+    ended.acquire()
+    with SignalsHeld() as signals:
+        threading.Thread(target=work, name="headrace", daemon=True).start()
+        while not ended.acquire(timeout=0.1):
+            if signals.raised:
                 interrupt()  # again and again: the first may have come before the library began
-            done.wait(0.1 if raised else None)
-        except BaseException as e:
-            raised = raised or e
-    if raised:
-        raise raised
+    if signals.raised:
+        raise signals.raised[0]
     if isinstance(result[0], BaseException):
         raise result[0]
     return result[0]

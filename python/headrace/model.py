@@ -227,7 +227,7 @@ class Model:
         device: "cpu", "cuda", "cuda:N" or "auto", which is a GPU that can be used, or the CPU.
         ram: upper bound on the memory of the whole process, interpreter and other models included:
             bytes, or a string such as "1GiB", the default. What it leaves beside activations and ring keeps weights
-            in memory from the second pass on. None: what the inputs need, and a ring of 192 MiB.
+            in memory from the first pass on. None: what the inputs need, and a ring of 192 MiB.
         vram: the same on a GPU; None: the library's choice.
         precision: "bf16" (bf16 inputs of products and attention, all else float32) or "f32".
         activation: "gelu_tanh" (the model's own) or "quick_gelu" (DiffSynth-Studio's).
@@ -260,7 +260,8 @@ class Model:
         precisions = {"bf16": lib.HR_PRECISION_BF16, "f32": lib.HR_PRECISION_F32}
         activations = {"gelu_tanh": lib.HR_ACTIVATION_GELU_TANH, "quick_gelu": lib.HR_ACTIVATION_QUICK_GELU}
         self._lock = threading.RLock()
-        self._handles = threading.RLock()  # held for moments, to read a handle and use it, or to take it out
+        self._handles = threading.RLock()  # held for moments, by who interrupts, and by who ends that
+        self._at_work = False  # a handle below is open, and not yet being closed
         self._dit = ffi.new("struct hr_dit **")
         self._denoise = ffi.new("struct hr_denoise **")
         self._key: Any = None
@@ -386,9 +387,9 @@ class Model:
     def interrupt(self) -> None:
         """End the work of another thread, which gets an OSError (ECANCELED)."""
         with self._handles:
-            if self._dit[0] != ffi.NULL:
+            if self._at_work and self._dit[0] != ffi.NULL:
                 lib.hr_dit_interrupt(self._dit[0])
-            if self._denoise[0] != ffi.NULL:
+            if self._at_work and self._denoise[0] != ffi.NULL:
                 lib.hr_denoise_interrupt(self._denoise[0])
 
     @property
@@ -480,22 +481,24 @@ class Model:
         params.progress_user = self._user
         check(lib.hr_dit_open(self._dit, self._checkpoint.pointer, params, packed.structs, len(packed.outputs), error),
               error)
+        self._at_work = True
         self._key, self._ahead = key, list(steps) if known else []
 
     def _run(self, packed: _Packed, progress: Union[Progress, bool, None]) -> None:
         error, dit = new_error(), self._dit[0]
         self._bar = bar = _Bar(progress, "block", self.interrupt)
+        key, self._key = self._key, None  # after a failure it is of no more use
         try:
             check(interruptible(lambda: lib.hr_dit_forward(dit, packed.structs, packed.pointers, error),
                                 self.interrupt), error)
             stats = ffi.new("struct hr_dit_stats *")
             lib.hr_dit_get_stats(dit, stats)
             self._stats = make_stats(stats)
-        except BaseException:
-            self._close_work()
+            self._key = key
+        finally:
+            if self._key is None:
+                self._close_work()
             bar.close()
-            raise
-        bar.close()
 
     def _run_loop(self, packed: Any, params: Any, progress: Union[Progress, bool, None]) -> None:
         error = new_error()
@@ -505,24 +508,22 @@ class Model:
         try:
             check(lib.hr_denoise_open(self._denoise, self._checkpoint.pointer, params, packed.structs,
                                       len(packed.outputs), error), error)
+            self._at_work = True
             loop = self._denoise[0]
             check(interruptible(lambda: lib.hr_denoise_run(loop, packed.pointers, error), self.interrupt), error)
             stats = ffi.new("struct hr_dit_stats *")
             lib.hr_denoise_get_stats(loop, stats)
             self._stats = make_stats(stats)
         finally:
-            lib.hr_denoise_close(self._take_out(self._denoise))
+            self._close_work()
             bar.close()
 
-    def _take_out(self, handle: Any) -> Any:
-        """What is to be closed, where `interrupt()` no longer finds it."""
-        with self._handles:
-            taken = ffi.new(ffi.typeof(handle), handle[0])
-            handle[0] = ffi.NULL
-        return taken
-
     def _close_work(self) -> None:
-        lib.hr_dit_close(self._take_out(self._dit))
+        """Ctrl-C at any point of this leaves handles that the next call of it closes."""
+        with self._handles:
+            self._at_work = False
+        lib.hr_dit_close(self._dit)
+        lib.hr_denoise_close(self._denoise)
         self._key, self._ahead = None, []
 
 

@@ -40,18 +40,17 @@ class Interpreter(PackageCase):
 
     def test_nothing_leaves_before_the_call_has_ended(self):
         """Ctrl-C while the thread is started, and again within interrupt()."""
-        start, ended, asked = threading.Thread.start, threading.Event(), []
-        go_on = threading.Event()
+        start, go_on, ended, asked = threading.Thread.start, threading.Event(), threading.Event(), []
 
-        def start_and_raise(thread):
+        def start_and_ctrl_c(thread):
             start(thread)
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
         def interrupt():
             asked.append(True)
-            if len(asked) < 3:
-                raise KeyboardInterrupt
-            go_on.set()
+            signal.raise_signal(signal.SIGINT)
+            if len(asked) == 3:
+                go_on.set()
 
         def call():
             go_on.wait(60)
@@ -59,39 +58,117 @@ class Interpreter(PackageCase):
             ended.set()
             return -1
 
-        with mock.patch.object(threading.Thread, "start", start_and_raise), self.assertRaises(KeyboardInterrupt):
+        before = signal.getsignal(signal.SIGINT)
+        with mock.patch.object(threading.Thread, "start", start_and_ctrl_c), self.assertRaises(KeyboardInterrupt):
             headrace._library.interruptible(call, interrupt)
         self.assertTrue(ended.is_set())
         self.assertGreaterEqual(len(asked), 3)
+        self.assertIs(signal.getsignal(signal.SIGINT), before)
 
+    def test_a_storm_of_signals(self):
+        """The call has ended whenever its caller goes on, and handlers are what they were."""
+        ended, asked = threading.Event(), threading.Event()
+
+        def handle(number, frame):
+            if not ended.is_set():
+                raise InterruptedError
+
+        def call():
+            asked.wait(60)
+            time.sleep(0.02)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            ended.set()
+            return 0
+
+        before = signal.signal(signal.SIGALRM, handle)
+        try:
+            for _ in range(20):
+                ended.clear()
+                asked.clear()
+                with self.assertRaises(InterruptedError):
+                    signal.setitimer(signal.ITIMER_REAL, 0.0205, 0.0002)
+                    headrace._library.interruptible(lambda: (time.sleep(0.02), call())[1], asked.set)
+                self.assertTrue(ended.is_set())
+                self.assertIs(signal.getsignal(signal.SIGALRM), handle)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def test_a_handler_that_sets_another(self):
+        """As those that say "once more to kill"."""
+        def once(number, frame):
+            signal.signal(signal.SIGALRM, again)
+            raise InterruptedError
+
+        def again(number, frame):
+            pass
+
+        before, asked = signal.signal(signal.SIGALRM, once), threading.Event()
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            with self.assertRaises(InterruptedError):
+                headrace._library.interruptible(lambda: asked.wait(60), asked.set)
+            self.assertIs(signal.getsignal(signal.SIGALRM), again)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+    def test_no_thread(self):
         def no_thread(thread):
             raise RuntimeError("can't start new thread")
 
+        before = signal.getsignal(signal.SIGINT)
         with mock.patch.object(threading.Thread, "start", no_thread), self.assert_raises(RuntimeError, "new thread"):
-            headrace._library.interruptible(call, interrupt)
+            headrace._library.interruptible(self.fail, self.fail)
+        self.assertIs(signal.getsignal(signal.SIGINT), before)
 
-    def test_what_is_closed_is_not_interrupted(self):
-        """A handle is out of interrupt()'s sight before it is closed."""
-        seen = []
-
+    def closing_with(self, before_close):
+        """The library, where closing a model calls `before_close` first."""
         class Library:
             def __getattr__(self, name):
                 function = getattr(headrace._library.lib, name)
                 if name not in ("hr_dit_close", "hr_denoise_close"):
                     return function
+                return lambda handle: (before_close(), function(handle))
+        return mock.patch.object(headrace.model, "lib", Library())
 
-                def close(handle):
-                    seen.append((model._dit[0], model._denoise[0]))
-                    function(handle)
-                return close
+    def test_what_is_closed_is_not_interrupted(self):
+        """A handle is out of interrupt()'s sight before it is closed."""
+        def interrupt():
+            with mock.patch.object(headrace.model, "lib", None):  # it calls nothing
+                model.interrupt()
+            closings.append((model._dit[0], model._denoise[0]))
 
-        with headrace.Model(self.model) as model, mock.patch.object(headrace.model, "lib", Library()):
+        closings, null = [], headrace._library.ffi.NULL
+        with headrace.Model(self.model) as model, self.closing_with(interrupt):
             model.forward(self.latents(), self.prompt(), 1)
             model.rest()
             model.denoise(self.prompt(), latents=self.latents(), steps=1)
-        null = headrace._library.ffi.NULL
-        self.assertGreater(len(seen), 2)
-        self.assertEqual(set(seen), {(null, null)})
+        self.assertTrue(any(dit != null for dit, _ in closings))
+        self.assertTrue(any(loop != null for _, loop in closings))
+
+    def test_ctrl_c_while_a_model_is_closed(self):
+        """What is left open is closed by the next call that closes or opens, and is not used again."""
+        def ctrl_c():
+            raise KeyboardInterrupt
+
+        def stop(done, n):
+            raise LookupError
+
+        x, e, null = self.latents(), self.prompt(), headrace._library.ffi.NULL
+        with headrace.Model(self.model) as model:
+            want = model.forward(x, e, 1)
+            for progress in (None, stop):  # after a forward that ended, and after one that failed
+                with self.closing_with(ctrl_c), self.assertRaises((KeyboardInterrupt, LookupError)):
+                    model.forward(x, e, 1, progress=progress)
+                    model.rest()
+                self.assertNotEqual(model._dit[0], null)
+                self.assertEqual(model.forward(x, e, 1).tobytes(), want.tobytes())
+            model.rest()
+            with self.closing_with(lambda: model._denoise[0] == null or ctrl_c()), self.assertRaises(KeyboardInterrupt):
+                model.denoise(e, latents=x, steps=1)
+            self.assertNotEqual(model._denoise[0], null)
+            model.rest()
+            self.assertEqual((model._dit[0], model._denoise[0]), (null, null))
 
     def test_the_lock_is_released(self):
         """Another thread runs Python while blocks are computed, and ends the work."""
