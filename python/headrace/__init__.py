@@ -20,6 +20,10 @@ __all__ = ["Band", "BlockStats", "Inputs", "Model", "Picture", "Reader", "Stats"
 
 def __getattr__(name: str) -> _Any:
     """headrace.diffusers and headrace.diffsynth, imported when first asked for: they need those libraries."""
-    if name in ("diffusers", "diffsynth"):
+    without = f"module {__name__!r} has no attribute {name!r}"
+    if name not in ("diffusers", "diffsynth"):
+        raise AttributeError(without)
+    try:
         return _importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    except ImportError as e:
+        raise AttributeError(f"{without}: {e}") from e

@@ -141,9 +141,10 @@ def parse_count(value: Optional[int], what: str, most: int = 2**32 - 1, least: i
 
 
 def choose(table: dict, key: Any, what: str) -> Any:
-    if key not in table:
-        raise ValueError(f"{what} {key!r}; expected {' or '.join(map(str, table))}")
-    return table[key]
+    try:
+        return table[key]
+    except (KeyError, TypeError):  # TypeError: of what has no hash
+        raise ValueError(f"{what} {key!r}; expected {' or '.join(map(str, table))}") from None
 
 
 def log_level(level: str) -> None:
