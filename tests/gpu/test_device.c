@@ -96,13 +96,13 @@ static void test_empty_environment(void **state)
 /* In a child: the right to threads is given up for good. @return its exit status */
 static int open_without_threads(void)
 {
-    enum { NOBODYS_USER = 54321 };
+    const uid_t user = 100000 + (uid_t) getpid(); /* that nobody else is */
     const struct rlimit one = {1, 1};
     const struct hr_gpu_params params = {.device = "cpu", .act = HR_DTYPE_F32, .n_threads = 3};
     struct hr_error err = {0};
     struct hr_gpu *gpu = NULL;
 
-    if (setrlimit(RLIMIT_NPROC, &one) < 0 || setresuid(NOBODYS_USER, NOBODYS_USER, NOBODYS_USER))
+    if (setrlimit(RLIMIT_NPROC, &one) < 0 || setresuid(user, user, user))
         return 77; /* root is exempt from the limit, and only root can become another */
     if (hr_gpu_open(&gpu, &params, &err) != -EAGAIN || gpu)
         return 1;
