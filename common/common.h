@@ -188,6 +188,9 @@ bool hr_sys_line(char *buf, size_t buf_bytes, const char *format, ...) HR_PRINTF
 uint64_t hr_sys_number(uint64_t unknown, const char *format, ...) HR_PRINTF(2, 3);
 /* The number behind `field`, such as "MemFree:", at the start of a line of a file; or `unknown`. */
 uint64_t hr_sys_field(uint64_t unknown, const char *path, const char *field);
+/* The same for n fields in one reading, so that they are of one moment; a value whose field is not
+ * there is left as it is. */
+void hr_sys_fields(const char *path, const char *const *fields, uint64_t *values, size_t n);
 
 struct hr_pci_link {
     char address[32];      /* such as "0000:01:00.0"                          */

@@ -47,13 +47,14 @@ unsigned hr_n_cpus(void)
 
 struct hr_memory hr_memory_now(void)
 {
-    static const char path[] = "/proc/self/status";
-    /* VmRSS leaves hugetlbfs pages out; they are as much ours as the rest. */
-    const uint64_t huge_kib = hr_sys_field(0, path, "HugetlbPages:");
+    static const char *const fields[] = {"VmRSS:", "VmHWM:", "HugetlbPages:"};
+    uint64_t kib[HR_ARRAY_SIZE(fields)] = {0};
 
+    hr_sys_fields("/proc/self/status", fields, kib, HR_ARRAY_SIZE(fields));
+    /* VmRSS leaves hugetlbfs pages out; they are as much ours as the rest. */
     return (struct hr_memory){
-        .resident_bytes = (hr_sys_field(0, path, "VmRSS:") + huge_kib) * HR_KIB,
-        .peak_bytes = (hr_sys_field(0, path, "VmHWM:") + huge_kib) * HR_KIB,
+        .resident_bytes = (kib[0] + kib[2]) * HR_KIB,
+        .peak_bytes = (kib[1] + kib[2]) * HR_KIB,
     };
 }
 

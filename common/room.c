@@ -28,6 +28,7 @@ static uint64_t left_of(uint64_t limit_bytes, uint64_t used_bytes)
 static void look_at_group(struct hr_room *room, const struct group_files *files, const char *path)
 {
     const uint64_t limit = hr_sys_number(NO_LIMIT, "%s/%s", path, files->limit);
+    uint64_t cached[2] = {0};
     char stat_path[PATH_MAX + 16];
 
     /* The first interface writes "no limit" as a large number. */
@@ -35,9 +36,8 @@ static void look_at_group(struct hr_room *room, const struct group_files *files,
         return;
     snprintf(stat_path, sizeof(stat_path), "%s/memory.stat", path);
     const uint64_t holds = hr_sys_number(0, "%s/%s", path, files->used);
-    const uint64_t cached =
-        hr_sys_field(0, stat_path, files->cached[0]) + hr_sys_field(0, stat_path, files->cached[1]);
-    const uint64_t used = left_of(holds, cached);
+    hr_sys_fields(stat_path, files->cached, cached, HR_ARRAY_SIZE(cached));
+    const uint64_t used = left_of(holds, cached[0] + cached[1]);
 
     if (left_of(limit, used) < left_of(room->limit_bytes, room->used_bytes)) {
         room->limit_bytes = limit;

@@ -56,21 +56,27 @@ uint64_t hr_sys_number(uint64_t unknown, const char *format, ...)
     return end == text ? unknown : value;
 }
 
-uint64_t hr_sys_field(uint64_t unknown, const char *path, const char *field)
+void hr_sys_fields(const char *path, const char *const *fields, uint64_t *values, size_t n)
 {
-    const size_t n = strlen(field);
     FILE *f = fopen(path, "re");
-    uint64_t value = unknown;
     char line[512];
 
-    if (!f)
-        return unknown;
-    while (fgets(line, sizeof(line), f))
-        if (strncmp(line, field, n) == 0 && isspace((unsigned char) line[n])) {
-            value = strtoull(line + n, NULL, 10);
-            break;
+    while (f && fgets(line, sizeof(line), f))
+        for (size_t i = 0; i < n; i++) {
+            const size_t len = strlen(fields[i]);
+
+            if (strncmp(line, fields[i], len) == 0 && isspace((unsigned char) line[len]))
+                values[i] = strtoull(line + len, NULL, 10);
         }
-    fclose(f);
+    if (f)
+        fclose(f);
+}
+
+uint64_t hr_sys_field(uint64_t unknown, const char *path, const char *field)
+{
+    uint64_t value = unknown;
+
+    hr_sys_fields(path, &field, &value, 1);
     return value;
 }
 
