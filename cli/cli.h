@@ -296,11 +296,9 @@ const char *cli_printable(char *buf, size_t buf_bytes, const char *text);
 json_t *cli_json_text(const char *text);
 /* Print obj on standard output, free it and flush; NULL: a name could not be said in JSON. */
 int cli_print_json(json_t *obj);
-/* Once, before any JSON: from now on cli_check_json() tells whether all that was made is whole.
+/* Once, before any JSON: from now on cli_print_json() knows whether all that was made is whole.
  * @param must_have  of what is read, too: without memory for it the program ends, with the line */
 void cli_watch_json(bool must_have);
-/* @return 0 or -ENOMEM */
-int cli_check_json(struct hr_error *err);
 /* Flush standard output: a full disk or a closed pipe is a failure like any other. */
 int cli_flush(void);
 

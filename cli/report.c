@@ -227,14 +227,8 @@ void cli_watch_json(bool must_have)
     json_free_t json_free;
 
     json_must_have = must_have;
-
     json_get_alloc_funcs(&json_malloc, &json_free);
     json_set_alloc_funcs(noting_malloc, json_free);
-}
-
-int cli_check_json(struct hr_error *err)
-{
-    return atomic_load(&json_starved) ? cli_error(err, -ENOMEM, "no memory for JSON") : 0;
 }
 
 int cli_print_json(json_t *obj)
@@ -243,7 +237,9 @@ int cli_print_json(json_t *obj)
     struct hr_error err = {0};
 
     json_decref(obj);
-    if (cli_check_json(&err) == 0 && !text)
+    if (atomic_load(&json_starved))
+        cli_error(&err, -ENOMEM, "no memory for JSON");
+    else if (!text)
         cli_error(&err, -EINVAL,
                   "the result holds a name that is not UTF-8, which JSON cannot say");
     if (err.code == 0)
