@@ -63,6 +63,16 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
     return remove(path);
 }
 
+struct hr_dit *model_fixture_dit(const struct model_fixture *f, const struct hr_dit_params *params)
+{
+    struct hr_dit *dit = NULL;
+    struct hr_error err = {0};
+
+    if (hr_dit_open(&dit, f->checkpoint, params, &f->inputs, 1, &err) < 0)
+        fail_msg("%s", err.message);
+    return dit;
+}
+
 void model_fixture_close(struct model_fixture *f)
 {
     hr_checkpoint_close(&f->checkpoint);

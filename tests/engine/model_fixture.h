@@ -21,6 +21,8 @@ void model_fixture_prompt(struct model_fixture *f, uint32_t n, uint32_t joint_di
 /* One target of h x w and a prompt of n tokens, timestep 750. */
 void model_fixture_inputs(struct model_fixture *f, uint32_t h, uint32_t w, uint32_t n,
                           uint32_t joint_dim);
+/* Open the model for the fixture's inputs; a failure fails the test. */
+struct hr_dit *model_fixture_dit(const struct model_fixture *f, const struct hr_dit_params *params);
 void model_fixture_close(struct model_fixture *f);
 
 #endif /* HR_TESTS_MODEL_FIXTURE_H */

@@ -36,16 +36,6 @@ static int close_model(void **state)
     return 0;
 }
 
-static struct hr_dit *open_dit(const struct hr_dit_params *params)
-{
-    struct hr_dit *dit = NULL;
-    struct hr_error err = {0};
-
-    if (hr_dit_open(&dit, model.checkpoint, params, &model.inputs, 1, &err) < 0)
-        fail_msg("%s", err.message);
-    return dit;
-}
-
 static void expect_open_fails(const struct hr_dit_params *params,
                               const struct hr_dit_inputs *inputs, int code, const char *word)
 {
@@ -108,7 +98,7 @@ static void test_inputs(void **state)
 static void test_forwards(void **state)
 {
     float first[N_VELOCITY], again[N_VELOCITY], other[N_VELOCITY];
-    struct hr_dit *dit = open_dit(&(struct hr_dit_params){.n_forwards = 3});
+    struct hr_dit *dit = model_fixture_dit(&model, &(struct hr_dit_params){.n_forwards = 3});
     struct hr_dit_inputs in = model.inputs;
     struct hr_dit_stats stats;
     struct hr_error err = {0};
@@ -153,8 +143,8 @@ static void test_failed_stays_failed(void **state)
 
     (void) state;
     setenv("HEADRACE_FAULTS", "eio=1000000", 1);
-    struct hr_dit *dit =
-        open_dit(&(struct hr_dit_params){.stream = {.io = "fault", .block_bytes = 64 << 10}});
+    struct hr_dit *dit = model_fixture_dit(
+        &model, &(struct hr_dit_params){.stream = {.io = "fault", .block_bytes = 64 << 10}});
 
     assert_int_equal(forward(dit, &model.inputs, velocity, &err), -EIO);
     assert_non_null(strstr(err.message, "tensor"));
@@ -215,7 +205,7 @@ static void test_mods_up_front(void **state)
             .n_forwards = N,
             .zero_cond_t = zero_cond ? HR_SWITCH_ON : HR_SWITCH_OFF,
         };
-        struct hr_dit *dit = open_dit(&params);
+        struct hr_dit *dit = model_fixture_dit(&model, &params);
 
         for (unsigned i = 0; i < N; i++) {
             in.timestep = timesteps[i] = 1000.0f - 90.0f * (float) i;
@@ -226,7 +216,7 @@ static void test_mods_up_front(void **state)
         params.timesteps = timesteps;
         for (unsigned spill = 0; spill < 2; spill++) {
             params.ram_bytes = spill ? 1 << 30 : 0;
-            dit = open_dit(&params);
+            dit = model_fixture_dit(&model, &params);
             if (spill) { /* the real bound is a tenth of that: too much for this model */
                 hr_dit_mods_uninit(&dit->mods);
                 assert_int_equal(
@@ -245,7 +235,7 @@ static void test_mods_up_front(void **state)
             hr_dit_close(&dit);
         }
         params.timesteps = timesteps;
-        dit = open_dit(&params);
+        dit = model_fixture_dit(&model, &params);
         in.timestep = 5.0f;
         assert_int_equal(forward(dit, &in, got, &err), -EINVAL); /* not the timestep announced */
         hr_error_clear(&err);
@@ -274,14 +264,14 @@ static void test_resident_weights(void **state)
             .timesteps = up_front ? timesteps : NULL,
             .stream = {.ring_bytes = 4 << 20},
         };
-        struct hr_dit *dit = open_dit(&params);
+        struct hr_dit *dit = model_fixture_dit(&model, &params);
 
         assert_int_equal(forward(dit, &in, want, &err), 0);
         hr_dit_close(&dit);
         for (unsigned part = 0; part <= 4; part++) {
             params.ram_bytes = base;
             params.resident_max_bytes = part ? part * (UINT64_C(4) << 20) : 1;
-            dit = open_dit(&params);
+            dit = model_fixture_dit(&model, &params);
             params.ram_bytes = 0;
             for (unsigned i = 0; i < N; i++) {
                 memset(got, 0, sizeof(got));
@@ -317,7 +307,7 @@ static void test_resident_fp8(void **state)
     char path[160];
 
     (void) state;
-    struct hr_dit *dit = open_dit(&params);
+    struct hr_dit *dit = model_fixture_dit(&model, &params);
 
     for (unsigned i = 0; i < N_FORWARDS; i++)
         assert_int_equal(forward(dit, &model.inputs, want, &err), 0);
@@ -327,7 +317,7 @@ static void test_resident_fp8(void **state)
     params.onload_dtype = HR_ONLOAD_FP8;
     for (unsigned all = 0; all < 2; all++) {
         params.resident_max_bytes = all ? 0 : 4 << 20;
-        dit = open_dit(&params);
+        dit = model_fixture_dit(&model, &params);
         assert_int_equal(forward(dit, &model.inputs, first, &err), 0);
         assert_memory_not_equal(first, want, sizeof(first));
         for (unsigned i = 1; i < N_FORWARDS; i++) {
@@ -402,7 +392,7 @@ static void test_interrupt(void **state)
     int r = 0;
 
     (void) state;
-    struct hr_dit *dit = open_dit(&(struct hr_dit_params){.n_forwards = 1000000});
+    struct hr_dit *dit = model_fixture_dit(&model, &(struct hr_dit_params){.n_forwards = 1000000});
 
     assert_int_equal(pthread_create(&thread, NULL, interrupt_soon, dit), 0);
     while (r == 0)
@@ -424,7 +414,7 @@ static void test_memory_is_flat(void **state)
     (void) state;
     if (getenv("HEADRACE_TEST_SMALL") && atoi(getenv("HEADRACE_TEST_SMALL")) == 1)
         skip(); /* a sanitizer keeps freed memory */
-    struct hr_dit *dit = open_dit(&(struct hr_dit_params){.n_forwards = 200});
+    struct hr_dit *dit = model_fixture_dit(&model, &(struct hr_dit_params){.n_forwards = 200});
 
     for (unsigned i = 0; i < 200; i++) {
         assert_int_equal(forward(dit, &model.inputs, velocity, &err), 0);

@@ -45,16 +45,6 @@ static int close_model(void **state)
     return 0;
 }
 
-static struct hr_dit *open_dit(const struct hr_dit_params *params)
-{
-    struct hr_dit *dit = NULL;
-    struct hr_error err = {0};
-
-    if (hr_dit_open(&dit, model.checkpoint, params, &model.inputs, 1, &err) < 0)
-        fail_msg("%s", err.message);
-    return dit;
-}
-
 static int forward(struct hr_dit *dit, struct hr_error *err)
 {
     static float values[N_VELOCITY];
@@ -93,7 +83,7 @@ static void test_each_forward(void **state)
     (void) state;
     for (size_t i = 0; i < HR_ARRAY_SIZE(cases); i++)
         for (uint32_t n_before = 0; n_before < hr_max_u64(cases[i].n_forwards, 1); n_before++) {
-            struct hr_dit *dit = open_dit(&cases[i]);
+            struct hr_dit *dit = model_fixture_dit(&model, &cases[i]);
             struct hr_error err = {0};
 
             for (uint32_t n = 0; n < n_before; n++)
@@ -112,7 +102,7 @@ static void test_each_forward(void **state)
 /* For one forward nothing stays, and nothing is read for a second one. */
 static void test_single_forward(void **state)
 {
-    struct hr_dit *dit = open_dit(&(struct hr_dit_params){.states = all_stay});
+    struct hr_dit *dit = model_fixture_dit(&model, &(struct hr_dit_params){.states = all_stay});
     struct hr_dit_stats stats;
     struct hr_error err = {0};
     struct hr_unit unit;
