@@ -7,6 +7,7 @@
  *   cmd_*.c        one verb each
  *   inputs.c       tensor files in
  *   loras.c        LoRA files in
+ *   plan_memory.c  the map of a run's buffers
  *   run.c          what forward and denoise have in common
  *   outputs.c      results out
  *   stats.c        statistics of a run
@@ -236,6 +237,24 @@ int cli_add_lora(struct cli_options *o, const char *text);
 /* What became of the files, as members of obj or as lines; nothing where there are none. */
 void cli_loras_json(json_t *obj, const struct cli_options *o, const struct hr_dit_stats *stats);
 void cli_loras_text(const struct cli_options *o, const struct hr_dit_stats *stats);
+
+/* ---- plan_memory.c ------------------------------------------------------------------------ */
+
+/* The parts of memory that the library told of. */
+struct cli_map {
+    struct cli_map_part {
+        struct hr_memory_part is;
+        char *name, *overlies; /* of it, owned */
+    } * parts;
+    uint32_t n, n_room;
+    bool failed; /* there was no memory for all of them */
+};
+
+/* user: a struct cli_map, all zero before the first. */
+void cli_map_add(void *user, const struct hr_memory_part *part);
+void cli_map_free(struct cli_map *map);
+json_t *cli_map_json(const struct cli_map *map);
+void cli_map_print(const struct cli_map *map);
 
 /* ---- outputs.c --------------------------------------------------------------------------- */
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_plan.c -- what a run would read, hold and take, without running it. */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@ struct plan {
     uint32_t n_pictures;
     struct hr_dit_prediction prediction;
     struct hr_dit_forecast forecast;
+    struct cli_map map;
 };
 
 /* Of --inputs, or one of the sizes that the other options say. */
@@ -60,17 +62,21 @@ static int predict(struct plan *plan, struct hr_error *err)
         .n_steps = (uint32_t) o->n_steps,
         .cfg_scale = isnan(o->cfg_scale) ? 0.0f : (float) o->cfg_scale,
     };
-    const int r = cli_take_states(&plan->states, o, &params.dit, err);
+    int r = cli_take_states(&plan->states, o, &params.dit, err);
 
     if (r < 0)
         return r;
-    if (plan->loop)
-        return hr_denoise_predict(plan->model, &params, plan->pictures, plan->n_pictures,
-                                  &plan->prediction, &plan->forecast, err);
+    params.dit.memory = cli_map_add;
+    params.dit.memory_user = &plan->map;
     for (uint32_t i = 0; i < plan->n_pictures; i++)
         inputs[i] = plan->pictures[i].inputs;
-    return hr_dit_predict(plan->model, &params.dit, inputs, plan->n_pictures, &plan->prediction,
-                          &plan->forecast, err);
+    r = plan->loop ? hr_denoise_predict(plan->model, &params, plan->pictures, plan->n_pictures,
+                                        &plan->prediction, &plan->forecast, err)
+                   : hr_dit_predict(plan->model, &params.dit, inputs, plan->n_pictures,
+                                    &plan->prediction, &plan->forecast, err);
+    if (r == 0 && plan->map.failed)
+        r = cli_error(err, -ENOMEM, "no memory for the map of a run's buffers");
+    return r;
 }
 
 /* Without modulation up front each step would read what now the first one reads. */
@@ -117,6 +123,7 @@ static int print_json(const struct plan *plan)
                         json_integer((json_int_t) p->device_resident_bytes));
     json_object_update(obj, measured);
     json_decref(measured);
+    json_object_set_new(obj, "memory", cli_map_json(&plan->map));
     return cli_print_json(obj);
 }
 
@@ -173,6 +180,8 @@ static void print_text(const struct plan *plan)
                cli_duration(a, f->first_ns), cli_duration(b, f->later_ns),
                cli_duration(c, f->run_ns));
     printf("bound by  %s\n", bottleneck(f));
+    if (plan->o->verbose)
+        cli_map_print(&plan->map);
 }
 
 int cli_plan(const struct cli_options *o)
@@ -200,6 +209,7 @@ int cli_plan(const struct cli_options *o)
     }
     for (uint32_t i = 0; i < o->inputs.n; i++)
         cli_tensors_free(&plan.in[i]);
+    cli_map_free(&plan.map);
     hr_states_close(&plan.states);
     hr_checkpoint_close(&plan.model);
     return code;

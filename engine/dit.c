@@ -9,77 +9,6 @@
 #include "engine/states.h"
 #include "engine/units.h"
 
-/* ---- arena -------------------------------------------------------------------------------- */
-
-void *hr_carve(struct hr_carver *c, uint64_t size_bytes)
-{
-    c->bytes += hr_gpu_arena_bytes(size_bytes);
-    return c->gpu ? hr_gpu_alloc(c->gpu, size_bytes) : NULL;
-}
-
-static float *carve_f32(struct hr_carver *c, uint64_t n)
-{
-    return hr_carve(c, n * sizeof(float));
-}
-
-static void carve_sample(struct hr_carver *c, const struct hr_dit *dit,
-                         struct hr_dit_sample *sample)
-{
-    const struct hr_dit_geometry *g = &sample->geometry;
-    const uint64_t D = dit->model.width, J = dit->model.config.joint_attention_dim;
-    const uint64_t act_bytes = hr_dtype_bits(dit->act) / 8;
-    const uint64_t n_max = hr_max_u64(g->n_img, g->n_txt);
-    /* One region in three lives: tokens, then prompt on the way in; work, q, k, v of attention; the
-     * hidden layer of the MLPs. */
-    const uint64_t work_bytes = hr_align_up(n_max * D * sizeof(float), 64);
-    const uint64_t qkv_bytes = hr_align_up(g->n_all * D * act_bytes, 64);
-    uint64_t region_bytes = work_bytes + 3 * qkv_bytes;
-    struct hr_dit_buffers *b = &sample->buffers;
-
-    region_bytes = hr_max_u64(region_bytes, n_max * 4 * D * act_bytes);
-    region_bytes = hr_max_u64(region_bytes, g->n_img * HR_DIT_TOKEN_DIM * sizeof(float));
-    region_bytes = hr_max_u64(region_bytes, g->n_txt * J * sizeof(float));
-    b->img = carve_f32(c, g->n_img * D);
-    b->txt = carve_f32(c, g->n_txt * D);
-    b->normed = hr_carve(c, g->n_all * D * act_bytes);
-    b->cos_sin = carve_f32(c, g->n_all * 2 * HR_DIT_ROPE_ANGLES);
-    b->work = hr_carve(c, region_bytes);
-    if (c->gpu) {
-        b->q = (char *) b->work + work_bytes;
-        b->k = (char *) b->q + qkv_bytes;
-        b->v = (char *) b->k + qkv_bytes;
-        b->hidden = b->tokens = b->prompt = b->work;
-    }
-}
-
-/* Device bytes of all buffers; with gpu not NULL they are taken from its arena. */
-static uint64_t arena_layout(struct hr_dit *dit, struct hr_gpu *gpu)
-{
-    const uint64_t D = dit->model.width, R = hr_dit_cond_rows(dit);
-    struct hr_carver c = {.gpu = gpu};
-
-    dit->shared = (struct hr_dit_shared){
-        .sinusoid = carve_f32(&c, R * HR_DIT_SINUSOID_DIM),
-        .time_hidden = carve_f32(&c, R * D),
-        .cond = carve_f32(&c, hr_max_u64(R, 2) * D),
-        .ones = carve_f32(&c, D),
-        .rows = carve_f32(&c, dit->timesteps ? R * 6 * D : 1),
-        .mods = carve_f32(&c, hr_dit_cond_step_floats(dit)),
-        .gains = carve_f32(&c, 4 * HR_HEAD_DIM),
-        .txt_gain = carve_f32(&c, dit->model.config.joint_attention_dim),
-        .bias = carve_f32(&c, 6 * D),
-        .flags = hr_carve(&c, hr_dit_finite_flags(dit) * sizeof(uint32_t)),
-    };
-    for (uint32_t i = 0; i < dit->n_samples; i++)
-        carve_sample(&c, dit, &dit->samples[i]);
-    hr_dit_scales_carve(dit, &c);
-    const uint64_t before_bytes = c.bytes;
-
-    hr_dit_lora_carve(dit, &c);
-    dit->stats.lora_bytes = c.bytes - before_bytes;
-    return c.bytes;
-}
-
 /* ---- preparation: all that is known before memory is taken ---------------------------------- */
 
 static int check_params(const struct hr_dit_params *params, struct hr_error *err)
@@ -125,6 +54,7 @@ static struct hr_gpu_params gpu_params_of(struct hr_dit *dit, const struct hr_di
         .n_threads = params->n_threads,
         .vram_bytes = params->vram_bytes,
         .arena_bytes = dit->budget.arena_bytes + hr_gpu_arena_bytes(dit->on_device.size_bytes),
+        .weights_bytes = hr_gpu_arena_bytes(dit->on_device.size_bytes),
         .cancelled = &dit->cancelled,
     };
 }
@@ -256,6 +186,7 @@ static int prepare_parts(struct hr_dit *dit, const struct hr_dit_params *params,
                          const struct hr_dit_inputs *inputs, struct hr_error *err)
 {
     const struct hr_dit_model *model = &dit->model;
+    struct hr_carver counts = {.tell = NULL};
     int r = check_params(params, err);
 
     if (r == 0)
@@ -283,10 +214,16 @@ static int prepare_parts(struct hr_dit *dit, const struct hr_dit_params *params,
         return r;
     dit->blocks = hr_stream_choose_blocks(dit->checkpoint, &params->stream);
     dit->budget.process_bytes = hr_memory_now().resident_bytes;
-    dit->budget.arena_bytes = arena_layout(dit, NULL);
+    hr_dit_carve(dit, &counts);
+    dit->budget.arena_bytes = counts.end_bytes;
     r = share_memory(dit, params, err);
     if (r < 0)
         return r;
+    if (params->memory) {
+        const struct hr_gpu_params gpu_params = gpu_params_of(dit, params);
+
+        hr_dit_tell_memory(dit, &gpu_params, params->memory, params->memory_user);
+    }
     plan_meter(dit);
     predict(dit, params);
     return 0;
@@ -404,6 +341,7 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
     const struct hr_dit_budget *budget = &dit->budget;
     const struct hr_gpu_params gpu_params = gpu_params_of(dit, params);
     struct hr_stream_params stream_params = params->stream;
+    struct hr_carver takes = {.tell = NULL};
     int r = hr_gpu_open(&dit->gpu, &gpu_params, err);
 
     if (r < 0)
@@ -412,7 +350,8 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         r = hr_trace_reserve(params->stream.trace, hr_dit_trace_events(dit));
     if (r < 0)
         return hr_error_set(err, r, "no memory for a trace");
-    arena_layout(dit, dit->gpu);
+    takes.gpu = dit->gpu;
+    hr_dit_carve(dit, &takes);
     r = take_host_memory(dit, err);
     if (r == 0)
         r = load_extras(dit, err);
@@ -424,8 +363,6 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         r = hr_resident_take(&dit->resident, err);
     if (r < 0)
         return r;
-    if (dit->on_device.size_bytes > 0)
-        dit->on_device.store = hr_gpu_alloc(dit->gpu, dit->on_device.size_bytes);
     stream_params.ring_bytes = budget->ring_bytes;
     hr_log(HR_LOG_INFO,
            "memory: process %llu MiB, activations %llu, scratch up to %llu, ring %llu, "

@@ -15,6 +15,7 @@
  *   dit_forward.c  embeddings, the loop over the blocks, the head
  *   dit_meter.c    how far a run is
  *   dit_budget.c   how memory is shared out
+ *   dit_arena.c    what lies where in the device's arena
  *   dit.c          preparation, open, close, statistics
  *   predict.c      what a run would use, without running it
  *
@@ -256,7 +257,7 @@ struct hr_dit_shared {
     float *time_hidden; /* [R, D]                                         */
     float *cond;        /* [max(R, 2), D]: silu(temb)                     */
     float *ones;        /* [D], for layered                               */
-    float *rows;        /* [R, 6D]: vectors of one layer, when up front   */
+    float *rows;        /* [R, 6D]: vectors of one layer; NULL: not up front */
     float *mods;        /* a step's vectors: for each block (one block, when not up front) image
                            [C, 6D] and text [6D], then the head's [2D]: scale, shift */
     float *gains;       /* [4, 128]: norm_q, norm_k of image, then of text */
@@ -340,12 +341,37 @@ uint64_t hr_dit_mods_memory_max(const struct hr_dit_params *params);
 /* The most events that the run adds to a trace. */
 uint64_t hr_dit_trace_events(const struct hr_dit *dit);
 
-/* Both passes over the arena's layout, counting and taking, go through here. */
-struct hr_carver {
-    struct hr_gpu *gpu; /* NULL: count only */
-    uint64_t bytes;
+/* ---- arena (dit_arena.c) ------------------------------------------------------------------ */
+
+/* Bytes of the arena that are shared out once more. */
+struct hr_region {
+    const char *name;
+    char *base; /* NULL: not taken */
+    uint64_t offset_bytes;
 };
-void *hr_carve(struct hr_carver *c, uint64_t size_bytes);
+
+/* All passes over the arena's layout, which count, tell or take, go through here. */
+struct hr_carver {
+    struct hr_gpu *gpu; /* to take from; NULL: nothing is taken  */
+    hr_memory_fn *tell; /* of each buffer; NULL: nobody          */
+    void *tell_user;
+    enum hr_memory_kind kind; /* of the buffers that follow, and whose they are */
+    int32_t sample_idx;
+    const struct hr_region *region; /* in which they lie; NULL: the arena */
+    uint64_t at_bytes, end_bytes;   /* of the next buffer; the furthest so far */
+};
+/* The next buffer, of `rank` dimensions. @return its address, NULL where nothing is taken */
+void *hr_carve(struct hr_carver *c, const char *name, enum hr_dtype dtype, const uint64_t *shape,
+               uint32_t rank);
+/* HR_CARVE(c, name, dtype, dimensions ...) */
+#define HR_CARVE(c, name, dtype, ...)                         \
+    hr_carve((c), (name), (dtype), (uint64_t[]){__VA_ARGS__}, \
+             sizeof((uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t))
+/* Everything in the arena. */
+void hr_dit_carve(struct hr_dit *dit, struct hr_carver *c);
+/* Tell of that, and of what else a device takes of its own memory. */
+void hr_dit_tell_memory(struct hr_dit *dit, const struct hr_gpu_params *gpu_params,
+                        hr_memory_fn *tell, void *user);
 
 /* Blocks finished in the present forward, for the caller's progress line. */
 void hr_dit_report_progress(struct hr_dit *dit, uint32_t block_idx);

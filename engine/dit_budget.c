@@ -66,25 +66,33 @@ static uint64_t plan_bytes(const struct hr_dit_model *model)
     return hr_align_up(bytes, RING_STEP_BYTES);
 }
 
+/* And what goes with them, of the host's memory. */
+static uint64_t activations_bytes(const struct hr_dit_budget *b)
+{
+    return (b->device_bytes ? 0 : b->arena_bytes) + b->host_bytes + b->mods_bytes + b->trace_bytes;
+}
+
 /* Without a limit the machine's own is kept: better one line now than the kernel's killer later. */
-static int check_available(uint64_t bytes, struct hr_error *err)
+static int check_available(const struct hr_dit_budget *b, const struct hr_dit *dit,
+                           struct hr_error *err)
 {
     const uint64_t available = hr_room_read("").room_bytes;
+    const uint64_t bytes = hr_dit_budget_total(b) + b->keep_bytes - b->process_bytes;
 
     if (bytes <= available)
         return 0;
     return hr_error_set(err, -ENOMEM,
-                        "these inputs need %llu MiB of memory, and %llu MiB are available; use a "
-                        "smaller picture or fewer inputs in one pass",
-                        hr_mib(bytes), hr_mib(available));
+                        "these inputs need %llu MiB of memory, and %llu MiB are available: "
+                        "activations%s %llu, scratch %llu, ring %llu, weights that stay %llu; use "
+                        "a smaller picture or fewer inputs in one pass",
+                        hr_mib(bytes), hr_mib(available), dit->stats.lora_bytes ? " and LoRAs" : "",
+                        hr_mib(activations_bytes(b)), hr_mib(b->scratch_bytes),
+                        hr_mib(b->ring_bytes), hr_mib(b->keep_bytes));
 }
 
 uint64_t hr_dit_budget_total(const struct hr_dit_budget *b)
 {
-    const uint64_t arena_bytes = b->device_bytes ? 0 : b->arena_bytes;
-
-    return b->process_bytes + arena_bytes + b->host_bytes + b->mods_bytes + b->trace_bytes +
-           b->scratch_bytes + b->ring_bytes + SLACK_BYTES;
+    return b->process_bytes + activations_bytes(b) + b->scratch_bytes + b->ring_bytes + SLACK_BYTES;
 }
 
 int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
@@ -129,7 +137,7 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
                             hr_mib(b->ring_bytes), hr_mib(fixed), hr_mib(params->ram_bytes));
     b->resident_bytes = b->keep_bytes;
     if (params->ram_bytes == 0)
-        return check_available(fixed - b->process_bytes + b->ring_bytes, err);
+        return check_available(b, dit, err);
     if (b->ring_bytes >= ring_min && fixed + b->ring_bytes <= params->ram_bytes) {
         /* What only one pass would use gains nothing by staying. */
         if (dit->n_forwards > 1)
@@ -148,8 +156,6 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
         "libraries %llu, activations%s %llu, scratch %llu, ring at least %llu%s; raise "
         "the limit or use a smaller picture",
         hr_mib(params->ram_bytes), hr_mib(fixed + ring_min), hr_mib(b->process_bytes + SLACK_BYTES),
-        dit->stats.lora_bytes ? " and LoRAs" : "",
-        hr_mib((b->device_bytes ? 0 : b->arena_bytes) + b->host_bytes + b->mods_bytes +
-               b->trace_bytes),
+        dit->stats.lora_bytes ? " and LoRAs" : "", hr_mib(activations_bytes(b)),
         hr_mib(b->scratch_bytes), hr_mib(ring_min), kept);
 }

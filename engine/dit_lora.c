@@ -155,21 +155,26 @@ static uint64_t columns_max(const struct hr_dit *dit)
 void hr_dit_lora_carve(struct hr_dit *dit, struct hr_carver *c)
 {
     struct hr_dit_lora *lora = &dit->lora;
+    const bool merged = lora->mode == HR_LORA_MERGED;
 
     if (lora->n_terms == 0)
         return;
     for (uint32_t i = 0; i < lora->n_terms; i++) {
         struct hr_dit_term *term = &lora->terms[i];
 
-        term->down = hr_carve(c, term->file->down->size_bytes);
-        term->up = hr_carve(c, up_bytes(dit, term->file));
-        term->scale = hr_carve(c, sizeof(float));
+        const struct hr_tensor *down = term->file->down, *up = term->file->up;
+        const uint64_t rank = term->file->rank, n_in = down->shape[1], n_out = up->shape[0];
+
+        term->down = merged ? HR_CARVE(c, down->name, down->dtype, n_in, rank)
+                            : HR_CARVE(c, down->name, down->dtype, rank, n_in);
+        term->up = HR_CARVE(c, up->name, merged ? HR_DTYPE_F32 : up->dtype, n_out, rank);
+        term->scale = HR_CARVE(c, "scale", HR_DTYPE_F32, 1);
     }
-    if (lora->mode == HR_LORA_MERGED) {
-        lora->merged = hr_carve(c, HR_DIT_MERGED_FLOATS * sizeof(float));
-        lora->ones = hr_carve(c, columns_max(dit) * sizeof(float));
+    if (merged) {
+        lora->merged = HR_CARVE(c, "merged", HR_DTYPE_F32, HR_DIT_MERGED_FLOATS);
+        lora->ones = HR_CARVE(c, "ones", HR_DTYPE_F32, columns_max(dit));
     } else {
-        lora->low = hr_carve(c, rows_max(dit) * lora->rank_max * sizeof(float));
+        lora->low = HR_CARVE(c, "low", HR_DTYPE_F32, rows_max(dit), lora->rank_max);
     }
 }
 

@@ -55,7 +55,7 @@ void hr_dit_scales_carve(struct hr_dit *dit, struct hr_carver *c)
 
         if (linear->scale.n == 0)
             continue;
-        linear->w_scale = hr_carve(c, linear->scale.n * sizeof(float));
+        linear->w_scale = HR_CARVE(c, linear->weight->name, HR_DTYPE_F32, linear->scale.n);
         linear->w_scale_stride = linear->scale.n > 1;
     }
 }

@@ -175,6 +175,7 @@ static int time_forwards(const struct hr_dit *like, const struct hr_dit_params *
     p.stream.block_bytes = like->blocks.block_bytes; /* chosen, and said, before */
     p.stream.depth = like->blocks.depth;
     p.progress = NULL;
+    p.memory = NULL;
     p.states = NULL;
     p.manifest = NULL; /* the bytes are not the model's */
     p.n_layers = n_layers;

@@ -25,9 +25,9 @@ struct hr_device_fns {
     void (*close)(struct hr_gpu *gpu);
     uint64_t (*scratch_bytes)(const struct hr_gpu_params *params);
 
-    /* See hr_gpu_device_bytes(). NULL: the arena is host memory. */
-    int (*device_bytes)(const struct hr_gpu_params *params, uint64_t *ret_bytes,
-                        struct hr_error *err);
+    /* What the device takes of its own memory beside the arena, as its open() does; parts of one
+     * use stand together. NULL, or 0 parts: the arena is host memory. */
+    uint32_t (*device_parts)(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
     /* See hr_gpu_register_host(). NULL, both: nothing to do. */
     int (*register_host)(struct hr_gpu *gpu, void *base, size_t size_bytes);
     void (*unregister_host)(struct hr_gpu *gpu, void *base);
@@ -61,6 +61,11 @@ struct hr_gpu {
     uint64_t arena_bytes;
     uint64_t arena_used; /* gpu.c's */
 };
+
+/* The arena as the first parts. @return how many, 1 or 2 */
+uint32_t hr_gpu_arena_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
+/* "activations 120, slots of weights 32, scratch 112": the uses of n parts in MiB. @return buf */
+char *hr_gpu_parts_text(char *buf, size_t buf_bytes, const struct hr_gpu_part *parts, uint32_t n);
 
 extern const struct hr_device_fns hr_device_cpu;
 extern const struct hr_device_fns hr_device_emulated;

@@ -6,6 +6,7 @@
 #include "gpu/gpu.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "config.h"
@@ -141,8 +142,19 @@ uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params)
     return fns ? fns->scratch_bytes(&resolved) : 0;
 }
 
-int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
-                        struct hr_error *err)
+uint32_t hr_gpu_arena_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts)
+{
+    static const char activations[] = "activations", weights[] = "weights that stay";
+    const uint64_t bytes = hr_align_up(params->arena_bytes, HR_GPU_ARENA_STEP);
+
+    hr_assert(params->weights_bytes <= params->arena_bytes);
+    ret_parts[0] =
+        (struct hr_gpu_part){activations, activations, bytes - params->weights_bytes, true};
+    ret_parts[1] = (struct hr_gpu_part){weights, weights, params->weights_bytes, true};
+    return params->weights_bytes > 0 ? 2 : 1;
+}
+
+uint32_t hr_gpu_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts)
 {
     struct hr_gpu_params resolved = *params;
     struct hr_error why = {0};
@@ -150,8 +162,49 @@ int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
     resolved.device = resolve(params->device);
     const struct hr_device_fns *fns = device_find(&resolved, &why);
 
-    *ret_bytes = 0;
-    return fns && fns->device_bytes ? fns->device_bytes(&resolved, ret_bytes, err) : 0;
+    if (!fns || !fns->device_parts)
+        return 0;
+    const uint32_t n = hr_gpu_arena_parts(&resolved, ret_parts);
+    const uint32_t n_others = fns->device_parts(&resolved, ret_parts + n);
+
+    hr_assert(n + n_others <= HR_GPU_PARTS_MAX);
+    return n_others > 0 ? n + n_others : 0;
+}
+
+char *hr_gpu_parts_text(char *buf, size_t buf_bytes, const struct hr_gpu_part *parts, uint32_t n)
+{
+    size_t used = 0;
+
+    buf[0] = '\0';
+    for (uint32_t i = 0, next; i < n && used < buf_bytes; i = next) {
+        uint64_t bytes = 0;
+
+        for (next = i; next < n && strcmp(parts[next].use, parts[i].use) == 0; next++)
+            bytes += parts[next].size_bytes;
+        used += (size_t) snprintf(buf + used, buf_bytes - used, "%s%s %llu", i > 0 ? ", " : "",
+                                  parts[i].use, hr_mib(bytes));
+    }
+    return buf;
+}
+
+int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
+                        struct hr_error *err)
+{
+    struct hr_gpu_part parts[HR_GPU_PARTS_MAX];
+    const uint32_t n = hr_gpu_device_parts(params, parts);
+    uint64_t total = 0;
+    char text[256];
+
+    for (uint32_t i = 0; i < n; i++)
+        total += parts[i].size_bytes;
+    if (params->vram_bytes && total > params->vram_bytes)
+        return hr_error_set(err, -ENOMEM,
+                            "the limit of device memory is %llu MiB, but %llu MiB are needed: %s; "
+                            "raise the limit or use a smaller picture",
+                            hr_mib(params->vram_bytes), hr_mib(total),
+                            hr_gpu_parts_text(text, sizeof(text), parts, n));
+    *ret_bytes = total;
+    return 0;
 }
 
 /* ---- memory ------------------------------------------------------------------------- */

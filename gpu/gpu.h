@@ -47,7 +47,8 @@ struct hr_gpu_params {
                             device's choice. The CPU device has none: weights stay in the ring */
     uint64_t vram_bytes; /* upper bound on the memory of a device that has its own; 0: none. Slots
                             shrink to fit                                                     */
-    uint64_t arena_bytes; /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
+    uint64_t arena_bytes;   /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
+    uint64_t weights_bytes; /* of them, for weights that stay: named apart where memory is short */
     /* Once it is not 0, operations stop within milliseconds and return -ECANCELED; any thread may
      * set it. Lives as long as the device. NULL: never. */
     const atomic_int *cancelled;
@@ -201,9 +202,21 @@ int hr_gpu_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, si
 /* Convert n values at any address to F32 on the device: biases, gains, embeddings. */
 int hr_gpu_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);
 
-/* Memory of its own that a device takes when it is opened, arena included; an upper bound. 0: arena
- * and scratch are host memory.
- * @return 0, or -ENOMEM: more than params->vram_bytes, the parts named */
+/* A part of the memory of its own that a device takes when it is opened. */
+struct hr_gpu_part {
+    const char *use; /* in the words of messages, which sum up parts of one use */
+    const char *name;
+    uint64_t size_bytes;
+    bool is_arena;
+};
+enum { HR_GPU_PARTS_MAX = 16 };
+
+/* All parts, an upper bound, from the list by which the device takes them: first the arena as
+ * "activations" and, if there are any, "weights that stay".
+ * @param ret_parts  HR_GPU_PARTS_MAX
+ * @return how many; 0: arena and scratch are host memory */
+uint32_t hr_gpu_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
+/* Their sum. @return 0, or -ENOMEM: more than params->vram_bytes, the parts named */
 int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
                         struct hr_error *err);
 

@@ -118,8 +118,10 @@ static void choose_bf16(struct hr_cpu *cpu, enum hr_dtype act)
                is_off ? "HEADRACE_CPU_BF16=off" : "the CPU has no such instructions");
 }
 
-static int error_open(int rc, unsigned n_threads, uint64_t arena_bytes, struct hr_error *err)
+static int error_open(int rc, const struct hr_cpu *cpu, const struct hr_gpu_params *params,
+                      struct hr_error *err)
 {
+    const unsigned n_threads = cpu->n_threads;
     char text[128];
 
     if (rc == -EAGAIN)
@@ -127,10 +129,15 @@ static int error_open(int rc, unsigned n_threads, uint64_t arena_bytes, struct h
                             "cpu: the system gives no %u threads; use fewer (--threads) or raise "
                             "the limit on processes (ulimit -u)",
                             n_threads);
-    return hr_error_set(err, rc, "cpu: %u threads and %llu bytes of activations: %s", n_threads,
-                        (unsigned long long) arena_bytes,
-                        rc == -ENOMEM ? "no memory; use a smaller picture or fewer threads"
-                                      : hr_strerror(rc, text, sizeof(text)));
+    if (rc == -ENOMEM)
+        return hr_error_set(
+            err, rc,
+            "cpu: no memory for activations %llu MiB and scratch of %u threads %llu "
+            "MiB; use a smaller picture or fewer threads",
+            hr_mib(params->arena_bytes), n_threads,
+            hr_mib(thread_scratch_bytes(cpu->has_bf16) * n_threads));
+    return hr_error_set(err, rc, "cpu: %u threads: %s", n_threads,
+                        hr_strerror(rc, text, sizeof(text)));
 }
 
 static int cpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
@@ -165,8 +172,9 @@ static int cpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
     return 0;
 
 fail_close:
+    rc = error_open(rc, cpu, params, err);
     cpu_close(&cpu->gpu);
-    return error_open(rc, n_threads, params->arena_bytes, err);
+    return rc;
 }
 
 /* Tiles are of bounded size. */

@@ -165,22 +165,22 @@ static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
     return hr_max_u64(left, SLOTS_BYTES_MIN);
 }
 
-static int cuda_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
-                             struct hr_error *err)
-{
-    const uint64_t arena_bytes = arena_bytes_of(params), slot_bytes = slot_bytes_of(params);
-    const uint64_t total = arena_bytes + slot_bytes + HR_CUDA_SCRATCH_BYTES + CONTEXT_BYTES;
+/* Beside the arena; all but the last lie in this order in the one allocation. */
+enum part { SLOTS, SUMS, CAST, LOW, PACKED, WORKSPACE, ALLOWANCE, N_PARTS };
 
-    if (params->vram_bytes && total > params->vram_bytes)
-        return hr_error_set(
-            err, -ENOMEM,
-            "the limit of device memory is %llu MiB, but %llu MiB are needed: activations %llu, "
-            "slots of weights %llu, scratch %llu, driver and libraries %llu; raise the limit or "
-            "use a smaller picture",
-            hr_mib(params->vram_bytes), hr_mib(total), hr_mib(arena_bytes), hr_mib(slot_bytes),
-            hr_mib(HR_CUDA_SCRATCH_BYTES), hr_mib(CONTEXT_BYTES));
-    *ret_bytes = total;
-    return 0;
+static uint32_t cuda_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts)
+{
+    const struct hr_gpu_part parts[N_PARTS] = {
+        [SLOTS] = {"slots of weights", "slots of weights", slot_bytes_of(params)},
+        [SUMS] = {"scratch", "sums of products", HR_CUDA_SUMS_BYTES},
+        [CAST] = {"scratch", "rows of weights, cast", HR_CUDA_CAST_BYTES},
+        [LOW] = {"scratch", "rows of LoRAs", HR_CUDA_LOW_BYTES},
+        [PACKED] = {"scratch", "rows of inputs, packed", HR_CUDA_PACKED_BYTES},
+        [WORKSPACE] = {"scratch", "cuBLASLt's workspace", HR_CUDA_WORKSPACE_BYTES},
+        [ALLOWANCE] = {"driver and libraries", "driver and libraries", CONTEXT_BYTES},
+    };
+    memcpy(ret_parts, parts, sizeof(parts));
+    return N_PARTS;
 }
 
 static uint64_t cuda_scratch_bytes(const struct hr_gpu_params *params)
@@ -189,36 +189,47 @@ static uint64_t cuda_scratch_bytes(const struct hr_gpu_params *params)
     return HOST_BYTES;
 }
 
+static int error_memory(cudaError_t e, const struct hr_gpu_params *params, struct hr_error *err)
+{
+    struct hr_gpu_part parts[HR_GPU_PARTS_MAX];
+    const uint32_t n = hr_gpu_arena_parts(params, parts);
+    size_t free_bytes = 0, total_bytes = 0;
+    char text[256];
+
+    (void) cudaGetLastError();
+    cudaMemGetInfo(&free_bytes, &total_bytes);
+    cuda_device_parts(params, parts + n);
+    return hr_error_set(err, e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO,
+                        "cuda: %s MiB do not fit in the %llu MiB that are free: %s; close other "
+                        "programs on the GPU, use a smaller picture, or --device cpu",
+                        hr_gpu_parts_text(text, sizeof(text), parts, n + ALLOWANCE),
+                        (unsigned long long) (free_bytes / HR_MIB), cudaGetErrorString(e));
+}
+
 static int take_memory(struct hr_cuda *cuda, const struct hr_gpu_params *params,
                        struct hr_error *err)
 {
-    const uint64_t arena_bytes = arena_bytes_of(params), slot_bytes = slot_bytes_of(params);
-    size_t free_bytes = 0, total_bytes = 0;
-    const cudaError_t e =
-        cudaMalloc((void **) &cuda->memory, arena_bytes + slot_bytes + HR_CUDA_SCRATCH_BYTES);
+    const uint64_t arena_bytes = arena_bytes_of(params);
+    struct hr_gpu_part parts[HR_GPU_PARTS_MAX];
+    uint64_t ends[N_PARTS], total_bytes = arena_bytes;
 
-    if (e != cudaSuccess) {
-        (void) cudaGetLastError();
-        cudaMemGetInfo(&free_bytes, &total_bytes);
-        return hr_error_set(err, e == cudaErrorMemoryAllocation ? -ENOMEM : -EIO,
-                            "cuda: activations %llu MiB, slots of weights %llu MiB and scratch "
-                            "%llu MiB do not fit in the %llu MiB that are free: %s; close other "
-                            "programs on the GPU, use a smaller picture, or --device cpu",
-                            hr_mib(arena_bytes), hr_mib(slot_bytes), hr_mib(HR_CUDA_SCRATCH_BYTES),
-                            (unsigned long long) (free_bytes / HR_MIB), cudaGetErrorString(e));
-    }
-    unsigned char *at = cuda->memory;
+    cuda_device_parts(params, parts);
+    for (unsigned i = 0; i < ALLOWANCE; i++)
+        ends[i] = total_bytes += parts[i].size_bytes;
+    const cudaError_t e = cudaMalloc((void **) &cuda->memory, total_bytes);
 
-    cuda->gpu.arena = at;
+    if (e != cudaSuccess)
+        return error_memory(e, params, err);
+    cuda->gpu.arena = cuda->memory;
     cuda->gpu.arena_bytes = arena_bytes;
-    cuda->slot_memory = at += arena_bytes;
-    hr_slots_init(&cuda->slots, slot_bytes);
-    cuda->sums = (float *) (void *) (at += slot_bytes);
-    cuda->cast = at += HR_CUDA_SUMS_BYTES;
-    cuda->low = at += HR_CUDA_CAST_BYTES;
-    cuda->packed = at += HR_CUDA_LOW_BYTES;
-    at += HR_CUDA_PACKED_BYTES; /* cuBLASLt's workspace */
-    return hr_lt_open(&cuda->lt, at, HR_CUDA_WORKSPACE_BYTES, err);
+    cuda->slot_memory = cuda->memory + arena_bytes;
+    hr_slots_init(&cuda->slots, parts[SLOTS].size_bytes);
+    cuda->sums = (float *) (void *) (cuda->memory + ends[SUMS - 1]);
+    cuda->cast = cuda->memory + ends[CAST - 1];
+    cuda->low = cuda->memory + ends[LOW - 1];
+    cuda->packed = cuda->memory + ends[PACKED - 1];
+    return hr_lt_open(&cuda->lt, cuda->memory + ends[WORKSPACE - 1], parts[WORKSPACE].size_bytes,
+                      err);
 }
 
 /* ---- open and close ------------------------------------------------------------------------- */
@@ -289,7 +300,7 @@ static int cuda_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params
     int ordinal, r = find_device(params, &ordinal, &prop, err);
 
     if (r == 0)
-        r = cuda_device_bytes(params, &bytes, err);
+        r = hr_gpu_device_bytes(params, &bytes, err);
     if (r < 0)
         return r;
     cuda = calloc(1, sizeof(*cuda));
@@ -482,7 +493,7 @@ const struct hr_device_fns hr_device_cuda = {
     .open = cuda_open,
     .close = cuda_close,
     .scratch_bytes = cuda_scratch_bytes,
-    .device_bytes = cuda_device_bytes,
+    .device_parts = cuda_device_parts,
     .register_host = cuda_register_host,
     .unregister_host = cuda_unregister_host,
     .upload = cuda_upload,

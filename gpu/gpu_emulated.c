@@ -264,18 +264,12 @@ static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
 }
 
 /* With a limit it counts as memory of its own, as a GPU's; all of it is the host's, see below. */
-static int emulated_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
-                                 struct hr_error *err)
+static uint32_t emulated_device_parts(const struct hr_gpu_params *params,
+                                      struct hr_gpu_part *ret_parts)
 {
-    const uint64_t bytes = params->arena_bytes + slot_bytes_of(params);
-
-    if (params->vram_bytes && bytes > params->vram_bytes)
-        return hr_error_set(err, -ENOMEM,
-                            "emulated device: the limit is %llu bytes, but %llu are needed; raise "
-                            "the limit",
-                            (unsigned long long) params->vram_bytes, (unsigned long long) bytes);
-    *ret_bytes = params->vram_bytes ? bytes : 0;
-    return 0;
+    ret_parts[0] =
+        (struct hr_gpu_part){"slots of weights", "slots of weights", slot_bytes_of(params)};
+    return params->vram_bytes > 0;
 }
 
 static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
@@ -485,7 +479,7 @@ const struct hr_device_fns hr_device_emulated = {
     .open = emulated_open,
     .close = emulated_close,
     .scratch_bytes = emulated_scratch_bytes,
-    .device_bytes = emulated_device_bytes,
+    .device_parts = emulated_device_parts,
     .upload = emulated_upload,
     .download = emulated_download,
     .sync = emulated_sync,

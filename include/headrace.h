@@ -551,6 +551,29 @@ enum hr_onload_dtype {
                         ram_bytes and what the process holds, and so do the bits of the result   */
 };
 
+enum hr_memory_kind {
+    HR_MEMORY_ACTIVATIONS,
+    HR_MEMORY_SCALES,  /* of weights; `name` is the weight's            */
+    HR_MEMORY_LORA,    /* matrices, by their names in the file, scales and room to apply them */
+    HR_MEMORY_WEIGHTS, /* that stay on a GPU                            */
+    HR_MEMORY_DEVICE,  /* what else a GPU takes: slots, scratch, an allowance for its driver */
+};
+
+/* A part of the one arena, or of a GPU's other memory. */
+struct hr_memory_part {
+    const char *name;
+    enum hr_memory_kind kind;
+    int32_t sample_idx;   /* of which input; -1: of all                                         */
+    const char *overlies; /* the part of the same input in whose bytes it lies, with others at other
+                             times, so that it counts in no sum; NULL: bytes of its own         */
+    enum hr_dtype dtype;
+    uint32_t rank; /* 1..3 dimensions */
+    uint64_t shape[3];
+    uint64_t offset_bytes; /* in the arena; UINT64_MAX: not in it */
+    uint64_t size_bytes;   /* as taken, a little more than shape and dtype say */
+};
+typedef void hr_memory_fn(void *user, const struct hr_memory_part *part);
+
 /* All zero: the library's choice. */
 struct hr_dit_params {
     struct hr_stream_params stream;
@@ -592,6 +615,11 @@ struct hr_dit_params {
     enum hr_lora_mode lora_mode;
     hr_dit_progress_fn *progress; /* after each block, also up front; on the caller's thread */
     void *progress_user;
+    /* Told of every part of the arena in order, then of a GPU's other memory, while the run is
+     * opened or predicted; names live during the call. What overlies nothing sums up to
+     * activation_bytes: the first three kinds; all kinds, on a GPU, to device_memory_bytes. */
+    hr_memory_fn *memory;
+    void *memory_user;
 };
 
 struct hr_dit_block_stats {

@@ -77,6 +77,36 @@ class Plan(ModelCase):
         self.assertRegex(late.out, r"device +at most 1[012]\d MB of its own memory \(.*weights that stay \d+ MB\)")
         self.assertRegex(self.forward().out, r"predicted \d+ MB of weights, at most \d+ MB of memory; used \d+ MB")
 
+    def test_map(self):
+        for args in (["--steps", 3], ["--steps", 3, "--device", "emulated:0", "--vram", "110MiB"], []):
+            plan = self.plan(*self.sizes[:-2], *args)
+            own = [x for x in plan["memory"] if not x["overlies"]]
+            by_kind = {kind: sum(x["bytes"] for x in own if x["kind"] == kind)
+                       for kind in ("activations", "scales", "lora", "weights", "device")}
+            self.assertEqual(sum(by_kind.values()), sum(x["bytes"] for x in own))
+            self.assertEqual(plan["activation_bytes"], by_kind["activations"] + by_kind["scales"] + by_kind["lora"])
+            self.assertEqual(plan["device_resident_bytes"], by_kind["weights"])
+            if "--vram" in args:
+                self.assertEqual(plan["device_memory_bytes"], sum(by_kind.values()))
+                self.assertGreater(by_kind["weights"], 0)
+            img = next(x for x in plan["memory"] if x["name"] == "img")
+            self.assertEqual(img, {"name": "img", "kind": "activations", "sample": 0, "overlies": None, "dtype": "F32",
+                                   "shape": [15, 256], "offset_bytes": img["offset_bytes"], "bytes": 15 * 256 * 4})
+        guided = self.plan(*self.sizes, "--steps", 3)
+        self.assertEqual({x["sample"] for x in guided["memory"]}, {None, 0, 1})
+
+    def test_map_text(self):
+        plain = headrace("plan", self.model, "--steps", 3, *self.sizes)
+        self.assertNotIn("map ", plain.out)
+        full = headrace("plan", self.model, "--steps", 3, *self.sizes, "--verbose", "--device", "emulated:0",
+                        "--vram", "110MiB")
+        self.assertEqual(full.code, 0, full.err)
+        self.assertRegex(full.out, r"map +activations \d+ kB, buffers 20\n")
+        self.assertRegex(full.out, r"\n {12}img +F32 +\[15, 256\] +2 x 15 kB\n")  # both prompts
+        self.assertRegex(full.out, r"\n {14}work +F32 ")  # overlies the region above it
+        self.assertRegex(full.out, r"map +weights that stay on the device \d+ MB")
+        self.assertRegex(full.out, r"\n {12}slots of weights +U8 ")
+
     def test_inputs_without_latents(self):
         prompt = self.path("prompt.safetensors")
         write_tensors(prompt, {"prompt_emb": ("F32", [4, 96], floats([0.5] * 384))})

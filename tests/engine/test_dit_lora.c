@@ -29,20 +29,41 @@ static const char *path_of(const char *name)
     return path;
 }
 
+/* Bytes of each kind that the map names. */
+static void add_bytes(void *user, const struct hr_memory_part *part)
+{
+    uint64_t *sums = user;
+
+    if (!part->overlies)
+        sums[part->kind] += part->size_bytes;
+}
+
 static int run_inputs(const char *path, const struct hr_dit_params *params, float *velocity,
                       struct hr_dit_stats *ret_stats, struct hr_error *err)
 {
+    uint64_t sums[HR_MEMORY_DEVICE + 1] = {0};
+    struct hr_dit_params with_map = *params;
     struct hr_checkpoint *checkpoint = NULL;
+    struct hr_dit_stats stats;
     struct hr_dit *dit = NULL;
     int r = hr_checkpoint_open(&checkpoint,
                                &(struct hr_checkpoint_params){.paths = &path, .n_paths = 1}, err);
 
+    with_map.memory = add_bytes;
+    with_map.memory_user = sums;
     if (r == 0)
-        r = hr_dit_open(&dit, checkpoint, params, &model.inputs, 1, err);
+        r = hr_dit_open(&dit, checkpoint, &with_map, &model.inputs, 1, err);
     if (r == 0)
         r = hr_dit_forward(dit, &model.inputs, &velocity, err);
+    if (r == 0) {
+        hr_dit_get_stats(dit, &stats);
+        assert_int_equal(sums[HR_MEMORY_LORA], stats.lora_bytes);
+        assert_int_equal(sums[HR_MEMORY_ACTIVATIONS] + sums[HR_MEMORY_SCALES] +
+                             sums[HR_MEMORY_LORA],
+                         stats.activation_bytes);
+    }
     if (r == 0 && ret_stats)
-        hr_dit_get_stats(dit, ret_stats);
+        *ret_stats = stats;
     hr_dit_close(&dit);
     hr_checkpoint_close(&checkpoint);
     return r;

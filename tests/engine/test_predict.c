@@ -154,6 +154,130 @@ static void test_loop(void **state)
         hr_denoise_predict(model.checkpoint, &params, &picture, 1, &single, NULL, &err), -EINVAL);
 }
 
+/* ---- the map of memory --------------------------------------------------------------------- */
+
+struct map {
+    struct hr_memory_part parts[512];
+    char names[512][80];
+    uint32_t n;
+};
+
+static void add_part(void *user, const struct hr_memory_part *part)
+{
+    struct map *map = user;
+
+    assert_true(map->n < HR_ARRAY_SIZE(map->parts));
+    snprintf(map->names[map->n], sizeof(map->names[0]), "%s", part->name);
+    map->parts[map->n] = *part;
+    map->parts[map->n].name = map->names[map->n];
+    map->n++;
+}
+
+static const struct hr_memory_part *find_part(const struct map *map, const char *name, int sample)
+{
+    for (uint32_t i = 0; i < map->n; i++)
+        if (strcmp(map->parts[i].name, name) == 0 && map->parts[i].sample_idx == sample)
+            return &map->parts[i];
+    fail_msg("no %s of input %d", name, sample);
+    return NULL;
+}
+
+/* Parts of the arena stand one behind the other, those that overlie another inside it; all sum up
+ * to what is predicted. */
+static void check_map(const struct map *map, const struct hr_dit_prediction *p)
+{
+    uint64_t arena_bytes = 0, sums[HR_MEMORY_DEVICE + 1] = {0}, total = 0;
+
+    for (uint32_t i = 0; i < map->n; i++) {
+        const struct hr_memory_part *part = &map->parts[i];
+        const uint64_t shape_bytes =
+            hr_shape_elements(part->shape, part->rank) * hr_dtype_bytes(part->dtype);
+
+        assert_true(part->size_bytes >= shape_bytes && part->size_bytes < shape_bytes + 64);
+        if (part->overlies) {
+            const struct hr_memory_part *under = find_part(map, part->overlies, part->sample_idx);
+
+            assert_true(part->offset_bytes >= under->offset_bytes &&
+                        part->offset_bytes + part->size_bytes <=
+                            under->offset_bytes + under->size_bytes);
+            continue;
+        }
+        sums[part->kind] += part->size_bytes;
+        total += part->size_bytes;
+        if (part->kind == HR_MEMORY_DEVICE) {
+            assert_true(part->offset_bytes == UINT64_MAX);
+        } else {
+            assert_int_equal(part->offset_bytes, arena_bytes);
+            arena_bytes += part->size_bytes;
+        }
+    }
+    assert_int_equal(sums[HR_MEMORY_ACTIVATIONS] + sums[HR_MEMORY_SCALES] + sums[HR_MEMORY_LORA],
+                     p->activation_bytes);
+    assert_int_equal(sums[HR_MEMORY_WEIGHTS], p->device_resident_bytes);
+    assert_int_equal(p->device_memory_bytes ? total : 0, p->device_memory_bytes);
+}
+
+/* What is told is where the buffers are. */
+static void check_places(const struct map *map, const struct hr_dit *dit)
+{
+    const char *arena = (const char *) dit->shared.sinusoid;
+
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        const struct hr_dit_buffers *b = &dit->samples[i].buffers;
+        const struct {
+            const char *name;
+            const void *at;
+        } buffers[] = {{"img", b->img},      {"cos_sin", b->cos_sin},
+                       {"region", b->work},  {"work", b->work},
+                       {"q", b->q},          {"v", b->v},
+                       {"hidden", b->hidden}};
+
+        for (size_t k = 0; k < HR_ARRAY_SIZE(buffers); k++)
+            assert_ptr_equal(arena + find_part(map, buffers[k].name, (int) i)->offset_bytes,
+                             buffers[k].at);
+    }
+    assert_ptr_equal(arena + find_part(map, "flags", -1)->offset_bytes, dit->shared.flags);
+    if (dit->on_device.size_bytes > 0)
+        assert_ptr_equal(arena + find_part(map, "weights that stay", -1)->offset_bytes,
+                         dit->on_device.store);
+}
+
+static void test_map(void **state)
+{
+    static const float timesteps[3] = {750, 500, 250};
+    const struct hr_dit_inputs inputs[2] = {model.inputs, model.inputs};
+    const struct hr_dit_params each[] = {
+        {.device = "cpu"},
+        {.device = "cpu", .n_forwards = 3, .timesteps = timesteps},
+        {.device = "cpu", .precision = HR_PRECISION_F32},
+        {.device = "emulated", .n_forwards = 3, .timesteps = timesteps},
+        {.device = "emulated", .n_forwards = 3, .vram_bytes = 110 << 20},
+    };
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(each); i++)
+        for (uint32_t n = 1; n <= 2; n++) {
+            struct map planned = {.n = 0}, opened = {.n = 0};
+            struct hr_dit_params params = each[i];
+            struct hr_dit_prediction p;
+            struct hr_error err = {0};
+            struct hr_dit *dit = NULL;
+
+            params.memory = add_part;
+            params.memory_user = &planned;
+            if (hr_dit_predict(model.checkpoint, &params, inputs, n, &p, NULL, &err) < 0)
+                fail_msg("%s", err.message);
+            check_map(&planned, &p);
+            assert_int_equal(p.device_memory_bytes > 0, params.vram_bytes > 0);
+            params.memory_user = &opened;
+            if (hr_dit_open(&dit, model.checkpoint, &params, inputs, n, &err) < 0)
+                fail_msg("%s", err.message);
+            assert_int_equal(opened.n, planned.n);
+            check_places(&planned, dit);
+            hr_dit_close(&dit);
+        }
+}
+
 /* The same words, but for the size of the process, which grows as it goes. */
 static void test_refusals(void **state)
 {
@@ -224,9 +348,13 @@ static void test_forecast_verified(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forwards), cmocka_unit_test(test_residents),
-        cmocka_unit_test(test_loop),     cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_forecast), cmocka_unit_test(test_forecast_verified),
+        cmocka_unit_test(test_forwards),
+        cmocka_unit_test(test_residents),
+        cmocka_unit_test(test_loop),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_map),
+        cmocka_unit_test(test_forecast),
+        cmocka_unit_test(test_forecast_verified),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -49,6 +49,27 @@ static void test_names(void **state)
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
+/* One for each thing that is taken, the arena first. */
+static void check_parts(const struct hr_gpu_params *params, uint64_t bytes)
+{
+    struct hr_gpu_params with_weights = *params;
+    struct hr_gpu_part parts[HR_GPU_PARTS_MAX];
+    const uint32_t n = hr_gpu_device_parts(params, parts);
+
+    assert_true(n > 3);
+    for (uint32_t i = 0; i < n; i++) {
+        assert_int_equal(parts[i].is_arena, i == 0);
+        bytes -= parts[i].size_bytes;
+    }
+    assert_int_equal(bytes, 0);
+    with_weights.arena_bytes = 1000;
+    with_weights.weights_bytes = 640;
+    assert_int_equal(hr_gpu_device_parts(&with_weights, parts), n + 1);
+    assert_string_equal(parts[1].name, "weights that stay");
+    assert_int_equal(parts[0].size_bytes + parts[1].size_bytes, 1024); /* rounded up */
+    assert_int_equal(parts[1].size_bytes, 640);
+}
+
 static void test_limits(void **state)
 {
     struct hr_gpu_params params = {.device = "cuda", .act = HR_DTYPE_F32, .vram_bytes = 1 << 20};
@@ -62,6 +83,7 @@ static void test_limits(void **state)
 
     params.vram_bytes = 0;
     assert_int_equal(hr_gpu_device_bytes(&params, &bytes, NULL), 0);
+    check_parts(&params, bytes);
     for (tight = bytes; tight > bytes - 96 * HR_MIB; tight -= 7 * HR_MIB) { /* slots shrink */
         uint64_t less = 0;
 
@@ -73,7 +95,11 @@ static void test_limits(void **state)
     assert_int_equal(hr_gpu_device_bytes(&params, &bytes, NULL), -ENOMEM);
     params = (struct hr_gpu_params){
         .device = "cuda", .act = HR_DTYPE_F32, .arena_bytes = UINT64_C(1) << 62};
-    check_refused(&params, -ENOMEM, "activations 4398046511104 MiB");
+    check_refused(&params, -ENOMEM,
+                  "cuda: activations 4398046511104, slots of weights 128, scratch 112 MiB do not "
+                  "fit in the ");
+    params.weights_bytes = UINT64_C(1) << 61;
+    check_refused(&params, -ENOMEM, "activations 2199023255552, weights that stay 2199023255552, ");
     check_refused(&params, -ENOMEM,
                   "; close other programs on the GPU, use a smaller picture, or --device cpu");
     params.device = "cpu";
