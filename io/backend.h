@@ -182,6 +182,7 @@ void hr_io_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex, uint64_t wait
  *   eof=OFFSET             files end there
  *   delay=US               completions come up to US microseconds late
  *   reorder=1              and in random order
+ *   trial=1                the trial read, too, meets all these; else only eio, errno and hang
  *
  * P 100 means always. The program is the last one given to hr_io_fault_program(), else that in the
  * environment variable HEADRACE_FAULTS. */

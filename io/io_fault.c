@@ -22,6 +22,7 @@ struct fault_program {
     uint64_t eio_offset, eio_times, eio_errno;
     uint64_t eof_offset, hang_offset;
     uint64_t einval, delay_us, reorder;
+    uint64_t trial; /* not spared */
 };
 
 struct held {
@@ -85,6 +86,7 @@ static int parse_item(struct fault_program *program, char *item, struct hr_error
         {"eof", &program->eof_offset},      {"einval", &program->einval},
         {"delay", &program->delay_us},      {"reorder", &program->reorder},
         {"hang", &program->hang_offset},    {"errno", &program->eio_errno},
+        {"trial", &program->trial},
     };
     char *value = strchr(item, '=');
 
@@ -193,14 +195,20 @@ static int32_t pick_error(struct fault_io *fault, const struct hr_io_file *file,
     return chance(fault, program->nomem_percent) ? -ENOMEM : 0;
 }
 
+/* The trial read meets what belongs to a place of the disk, and the rest on demand. */
+static bool is_spared(const struct fault_io *fault, const struct hr_io_request *request)
+{
+    return request->tag == HR_IO_TAG_PROBE && !fault->program.trial;
+}
+
 static int fault_submit(struct hr_io *io, const struct hr_io_request *requests, uint32_t n)
 {
     struct fault_io *fault = io->priv;
-    const bool probing = requests[0].tag == HR_IO_TAG_PROBE;
+    const bool spared = is_spared(fault, &requests[0]);
 
-    if (!probing && chance(fault, fault->program.enomem_percent))
+    if (!spared && chance(fault, fault->program.enomem_percent))
         return -ENOMEM;
-    if (!probing && chance(fault, fault->program.ebusy_percent))
+    if (!spared && chance(fault, fault->program.ebusy_percent))
         return -EBUSY;
     for (uint32_t i = 0; i < n; i++) {
         const struct hr_io_file *file = &io->params.files[requests[i].file_idx];
@@ -209,9 +217,9 @@ static int fault_submit(struct hr_io *io, const struct hr_io_request *requests, 
                             .hung = is_over(&requests[i], fault->program.hang_offset)};
 
         held.result =
-            probing ? disk_error(fault, &requests[i]) : pick_error(fault, file, &requests[i]);
+            spared ? disk_error(fault, &requests[i]) : pick_error(fault, file, &requests[i]);
         held.spoiled = held.arrived = held.result < 0;
-        if (!probing && delay_ns > 0)
+        if (!spared && delay_ns > 0)
             held.due_ns = hr_now_ns() + next_random(fault) % delay_ns;
         if (!held.spoiled && !held.hung) {
             const int r = fault->inner->backend->submit(fault->inner, &requests[i], 1);
@@ -231,7 +239,7 @@ static int32_t spoil(struct fault_io *fault, const struct held *held, int32_t re
     const uint64_t offset = held->request.offset_bytes;
     int32_t keep = result;
 
-    if (result <= 0 || held->request.tag == HR_IO_TAG_PROBE)
+    if (result <= 0 || is_spared(fault, &held->request))
         return result;
     if (fault->program.eof_offset < offset + (uint64_t) keep)
         keep =

@@ -213,6 +213,40 @@ static void refusals_count_from_the_last_success(void **state)
     assert_true(reader.abandoned && reader.in_flight == 0);
 }
 
+/* The trial read of a backend is repeated as well, for a second; then the backend does not work. */
+static void trial_read_is_patient(void **state)
+{
+    static const char prefix[] = "I/O backend fault does not work here: a trial read failed: ";
+    static const struct {
+        const char *program, *reason;
+        int code;
+    } refusals[] = {
+        {"trial=1,ebusy=100", "Device or resource busy, for 1 s; close other programs",
+         -EBUSY}, /* it is not taken  */
+        {"trial=1,eagain=100", "Resource temporarily unavailable, for 1 s; close other programs",
+         -EAGAIN}, /* it comes back */
+    };
+    const struct hr_reader_params params = make_params();
+    struct hr_reader *reader = NULL;
+
+    (void) state;
+    expect_repaired("trial=1,enomem=60,ebusy=60,seed=3", HR_DIRECT_AUTO, NULL);
+    expect_repaired("trial=1,nomem=30,eintr=30,eagain=30,short=50,delay=300,seed=4", HR_DIRECT_AUTO,
+                    NULL);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(refusals); i++) {
+        const uint64_t begin_ns = hr_now_ns();
+        struct hr_error err = {0};
+
+        hr_io_fault_program(refusals[i].program);
+        assert_int_equal(hr_reader_create(&reader, &params, &err), refusals[i].code);
+        assert_null(reader);
+        assert_true(hr_now_ns() - begin_ns >= 1000000000);
+        assert_int_equal(strncmp(err.message, prefix, strlen(prefix)), 0);
+        assert_string_equal(err.message + strlen(prefix), refusals[i].reason);
+    }
+    hr_io_fault_program(NULL);
+}
+
 static void all_faults_together(void **state)
 {
     char program[128];
@@ -427,6 +461,7 @@ int main(void)
         cmocka_unit_test(depth_follows_the_memory),
         cmocka_unit_test(endless_refusals_end),
         cmocka_unit_test(refusals_count_from_the_last_success),
+        cmocka_unit_test(trial_read_is_patient),
         cmocka_unit_test(all_faults_together),
         cmocka_unit_test(bad_sector_is_found),
         cmocka_unit_test(bad_sector_that_recovers),
