@@ -18,7 +18,7 @@ enum { SHOWN_BYTES = 384 };
 /* Where the model goes. */
 struct target {
     char *path;
-    char *temp_path; /* path.tmp-PID-NUMBER */
+    struct hr_synth_temp temp;
     char *parent;
     mode_t mode; /* of what is at path, 0: nothing */
     char shown[SHOWN_BYTES];
@@ -35,7 +35,7 @@ static int fail(const struct target *target, struct hr_error *err, int code, con
 static void target_uninit(struct target *target)
 {
     free(target->path);
-    free(target->temp_path);
+    hr_synth_temp_end(&target->temp);
     free(target->parent);
 }
 
@@ -43,32 +43,16 @@ static int target_init(struct target *target, const char *path, struct hr_error 
 {
     int r;
 
-    *target = (struct target){0};
+    *target = (struct target){.temp.fd = -1};
     hr_printable(path, target->shown, sizeof(target->shown));
     r = hr_file_target(path, &target->path, &target->mode);
     if (r < 0)
         return fail(target, err, r, "look at it");
     target->parent = hr_file_parent(target->path);
-    if (!target->parent || asprintf(&target->temp_path, "%s.tmp-%ld-%08x", target->path,
-                                    (long) getpid(), hr_temp_number()) < 0) {
-        target->temp_path = NULL;
-        return fail(target, err, -ENOMEM, "name its temporary file");
-    }
-    return 0;
+    return target->parent ? 0 : fail(target, err, -ENOMEM, "name its folder");
 }
 
 /* ---- what is there already ---------------------------------------------------------- */
-
-static bool is_model_file(const char *name)
-{
-    return !strcmp(name, "config.json") || hr_has_suffix(name, ".safetensors") ||
-           hr_has_suffix(name, ".safetensors.index.json");
-}
-
-static bool is_dots(const char *name)
-{
-    return !strcmp(name, ".") || !strcmp(name, "..");
-}
 
 /* The first file of a folder that no model has, "" when there is none.
  * @param ret_is_empty  nothing is in the folder at all */
@@ -82,10 +66,10 @@ static int find_stranger(const char *path, char ret_name[256], bool *ret_is_empt
     ret_name[0] = '\0';
     *ret_is_empty = true;
     while ((entry = readdir(dir))) {
-        if (is_dots(entry->d_name))
+        if (hr_synth_is_dots(entry->d_name))
             continue;
         *ret_is_empty = false;
-        if (!is_model_file(entry->d_name)) {
+        if (!hr_synth_is_model_file(entry->d_name)) {
             snprintf(ret_name, 256, "%s", entry->d_name);
             break;
         }
@@ -153,7 +137,7 @@ static void remove_model(const char *path)
     if (unlink(path) == 0 || !(dir = opendir(path)))
         return;
     for (const struct dirent *entry; (entry = readdir(dir));)
-        if (!is_dots(entry->d_name))
+        if (!hr_synth_is_dots(entry->d_name))
             unlinkat(dirfd(dir), entry->d_name, 0);
     closedir(dir);
     rmdir(path);
@@ -176,25 +160,16 @@ static int write_text(const struct target *target, int dir_fd, const char *name,
 static int write_model(const struct target *target, const struct hr_synth_layout *layout,
                        const struct hr_synth_params *params, struct hr_error *err)
 {
-    const char *file_name = NULL, *slash = strrchr(target->temp_path, '/');
-    const char *folder = layout->is_file ? target->parent : target->temp_path;
-    int dir_fd, r;
+    const int dir_fd = layout->is_file ? AT_FDCWD : target->temp.fd;
+    const char *file_name = layout->is_file ? target->temp.path : NULL;
+    int r = hr_synth_write_shards(layout, dir_fd, file_name, params, target->shown, err);
 
-    if (layout->is_file)
-        file_name = slash ? slash + 1 : target->temp_path;
-    else if (mkdir(target->temp_path, 0777) < 0)
-        return fail(target, err, -errno, "make a temporary folder beside it");
-    dir_fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir_fd < 0)
-        return fail(target, err, -errno, "open the folder it shall be in");
-    r = hr_synth_write_shards(layout, dir_fd, file_name, params, target->shown, err);
     if (r == 0 && layout->config)
         r = write_text(target, dir_fd, "config.json", layout->config, err);
     if (r == 0 && layout->index)
         r = write_text(target, dir_fd, hr_synth_index_name, layout->index, err);
-    if (r == 0 && fsync(dir_fd) < 0 && errno != EINVAL)
+    if (r == 0 && !layout->is_file && fsync(dir_fd) < 0 && errno != EINVAL)
         r = fail(target, err, -errno, "flush it");
-    close(dir_fd);
     return r;
 }
 
@@ -205,24 +180,24 @@ static int publish(const struct target *target, bool is_file, bool force, struct
     int r = 0;
 
     if (is_file && !force) {
-        if (renameat2(AT_FDCWD, target->temp_path, AT_FDCWD, target->path, RENAME_NOREPLACE) == 0)
+        if (renameat2(AT_FDCWD, target->temp.path, AT_FDCWD, target->path, RENAME_NOREPLACE) == 0)
             goto renamed;
         if (errno != EINVAL && errno != ENOSYS)
             return fail(target, err, -errno, "rename it into place");
     }
-    if (rename(target->temp_path, target->path) < 0) {
+    if (rename(target->temp.path, target->path) < 0) {
         if (errno != EEXIST && errno != ENOTEMPTY)
             return fail(target, err, -errno, "rename it into place");
         if (!force)
             return fail(target, err, -EEXIST, "rename it into place");
-        if (renameat2(AT_FDCWD, target->temp_path, AT_FDCWD, target->path, RENAME_EXCHANGE) < 0) {
+        if (renameat2(AT_FDCWD, target->temp.path, AT_FDCWD, target->path, RENAME_EXCHANGE) < 0) {
             if (errno != EINVAL && errno != ENOSYS)
                 return fail(target, err, -errno, "exchange it for the old model");
             remove_model(target->path); /* a filesystem that cannot exchange */
-            if (rename(target->temp_path, target->path) < 0)
+            if (rename(target->temp.path, target->path) < 0)
                 return fail(target, err, -errno, "rename it into place");
         } else {
-            remove_model(target->temp_path);
+            remove_model(target->temp.path);
         }
     }
 renamed:
@@ -244,8 +219,15 @@ int hr_synth(const struct hr_synth_params *params, struct hr_error *err)
     r = target_init(&target, params->path, err);
     if (r == 0)
         r = check_replaceable(&target, layout.is_file, params->force, err);
-    if (r == 0)
+    if (r == 0) {
+        hr_synth_drop_leftovers(target.path, target.parent, layout.is_file);
         r = check_space(&target, layout.total_bytes, err);
+    }
+    if (r == 0) {
+        r = hr_synth_temp_begin(&target.temp, target.path, layout.is_file);
+        if (r < 0)
+            fail(&target, err, r, "make its temporary name beside it");
+    }
     if (r == 0) {
         if (params->n_shards > layout.n_shards)
             hr_log(HR_LOG_WARN, "%s: %u shards instead of %u: one for each tensor", target.shown,
@@ -254,7 +236,7 @@ int hr_synth(const struct hr_synth_params *params, struct hr_error *err)
         if (r == 0)
             r = publish(&target, layout.is_file, params->force, err);
         if (r < 0)
-            remove_model(target.temp_path);
+            remove_model(target.temp.path);
         else if (params->progress)
             params->progress(params->progress_user, layout.total_bytes, layout.total_bytes);
     }

@@ -4,7 +4,8 @@
  *   synth_values.c  name and index -> value
  *   synth_layout.c  parameters -> tensors, their order, shards, headers, index, config (no I/O)
  *   synth_write.c   the shards' bytes, made and written by all CPUs
- *   synth.c         checks, the temporary name, its removal or publication
+ *   synth_temp.c    the temporary name, and the removal of what killed runs left
+ *   synth.c         checks, publication under the model's own name
  */
 #ifndef HR_SYNTH_H
 #define HR_SYNTH_H
@@ -42,11 +43,30 @@ int hr_synth_layout_init(struct hr_synth_layout *ret_layout, const struct hr_syn
                          struct hr_error *err);
 void hr_synth_layout_uninit(struct hr_synth_layout *layout);
 
-/* Write all shards into the folder, the only one of a single file under `file_name`.
+/* Write all shards into the folder, the only one of a single file into `file_name`, which is there.
  * @param shown  the model's name, for messages
  * @return 0, -ECANCELED or the error of a system call; the files are then whatever they are */
 int hr_synth_write_shards(const struct hr_synth_layout *layout, int dir_fd, const char *file_name,
                           const struct hr_synth_params *params, const char *shown,
                           struct hr_error *err);
+
+/* A folder or file beside the model: `path`.tmp-PID-NUMBER. */
+struct hr_synth_temp {
+    char *path;
+    int fd; /* locked, so that others know its run is alive; -1: not made */
+};
+
+/* Make it, empty. @return 0 or a negative errno, and nothing is left */
+int hr_synth_temp_begin(struct hr_synth_temp *ret_temp, const char *path, bool is_file);
+/* Close and free; what lies there stays. */
+void hr_synth_temp_end(struct hr_synth_temp *temp);
+/* Remove what runs for the same `path` left beside it when they were killed: names of exactly that
+ * form, of this user, whose lock nobody holds, with nothing in them but a model's files.
+ * @param parent  the folder of `path` */
+void hr_synth_drop_leftovers(const char *path, const char *parent, bool is_file);
+
+/* Names of files that a model's folder may hold. */
+bool hr_synth_is_model_file(const char *name);
+bool hr_synth_is_dots(const char *name); /* "." and ".." */
 
 #endif /* HR_SYNTH_H */

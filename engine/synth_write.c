@@ -131,13 +131,14 @@ static int open_output(struct writer *writer, uint32_t shard_idx)
     const struct hr_synth_shard *shard = &writer->layout->shards[shard_idx];
     const char *name = writer->file_name ? writer->file_name : shard->name;
     struct output *output = &writer->outputs[shard_idx];
-    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC;
+    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW;
 
     output->is_direct = true;
-    output->fd = openat(writer->dir_fd, name, flags | O_EXCL | O_DIRECT, 0666);
+    output->fd =
+        openat(writer->dir_fd, name, flags | (writer->file_name ? 0 : O_EXCL) | O_DIRECT, 0666);
     if (output->fd < 0 && errno == EINVAL) { /* refused, but only after making it */
         output->is_direct = false;
-        output->fd = openat(writer->dir_fd, name, flags | O_TRUNC | O_NOFOLLOW, 0666);
+        output->fd = openat(writer->dir_fd, name, flags | O_TRUNC, 0666);
     }
     if (output->fd < 0)
         return fail_file(writer, shard, "create", -errno);

@@ -881,7 +881,8 @@ struct hr_synth_params {
 };
 
 /* @return 0; -ENOSPC with what is needed and what is free, -EEXIST, -ECANCELED, -EINVAL or the
- *         error of a system call. On failure nothing is left behind. */
+ *         error of a system call. On failure nothing is left behind; what a killed call for the
+ *         same path left beside it, `path`.tmp-PID-NUMBER, the next one removes. */
 HR_API int hr_synth(const struct hr_synth_params *params, struct hr_error *err);
 /* Bytes that hr_synth() would write, headers included; for a check of free space. 0 where it would
  * refuse the parameters. */

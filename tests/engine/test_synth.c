@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -365,6 +366,106 @@ static void test_write_error(void **state)
     assert_string_equal(scratch_list(scratch("%s", "")), "");
 }
 
+/* ---- killed runs -------------------------------------------------------------------- */
+
+static void kill_now(void *user, uint64_t bytes_done, uint64_t bytes_total)
+{
+    (void) user, (void) bytes_done, (void) bytes_total;
+    raise(SIGKILL);
+}
+
+/* Told once that it has begun, then at work until its parent kills it. */
+static void wait_to_be_killed(void *user, uint64_t bytes_done, uint64_t bytes_total)
+{
+    const int *pipe_fd = user;
+
+    (void) bytes_done, (void) bytes_total;
+    if (write(*pipe_fd, "", 1) == 1)
+        pause();
+}
+
+static pid_t start_synth(const char *path, void (*progress)(void *, uint64_t, uint64_t), void *user)
+{
+    const pid_t pid = fork();
+
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        struct hr_synth_params params = small(path);
+
+        params.progress = progress;
+        params.progress_user = user;
+        _exit(hr_synth(&params, NULL) == 0);
+    }
+    return pid;
+}
+
+static void wait_for_kill(pid_t pid)
+{
+    int status;
+
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
+/* What a killed run left goes with the next run of that name. */
+static void check_leftover(const char *path)
+{
+    const struct hr_synth_params params = small(path);
+
+    wait_for_kill(start_synth(path, kill_now, NULL));
+    assert_non_null(strstr(scratch_list(scratch("%s", "")), ".tmp-"));
+    scratch_log();
+    assert_works(hr_synth(&params, &err));
+    assert_non_null(strstr(scratch_log(), ": removed, left by a run that was killed"));
+    assert_null(strstr(scratch_list(scratch("%s", "")), ".tmp-"));
+}
+
+static void test_killed(void **state)
+{
+    (void) state;
+    check_leftover(scratch("m"));
+    check_leftover(scratch("m.safetensors"));
+    assert_string_equal(scratch_list(scratch("%s", "")), "m m.safetensors ");
+}
+
+/* Of another name, of another form, with something else in it; and of a run that is alive. */
+static void test_not_left_by_killed_runs(void **state)
+{
+    static const char *const folders[] = {"mm.tmp-1-00000000", "m.tmp-1-0000000",
+                                          "m.tmp-1-000000000", "m.tmp-1-0000000g",
+                                          "m.tmp--00000000",   "m.tmp-1a-00000000",
+                                          "m.tmp-1-00000000~", "m.tmp-2-00000000",
+                                          "m.tmp-3-00000000",  "one.safetensors.tmp-1-00000000"};
+    char path[512], before[1024], byte;
+    struct hr_synth_params params = small(path);
+    int pipe_fds[2];
+
+    (void) state;
+    snprintf(path, sizeof(path), "%s", scratch("m"));
+    for (size_t i = 0; i < HR_ARRAY_SIZE(folders); i++)
+        scratch_folder(scratch("%s", folders[i]));
+    scratch_text(scratch("m.tmp-2-00000000/config.json"), "{}");
+    scratch_text(scratch("m.tmp-2-00000000/notes.txt"), "mine");
+    scratch_folder(scratch("m.tmp-3-00000000/a.safetensors"));
+    scratch_text(scratch("m.tmp-4-00000000"), "a file");
+    assert_int_equal(symlink("m.tmp-2-00000000", scratch("m.tmp-5-00000000")), 0);
+    assert_int_equal(pipe(pipe_fds), 0);
+    const pid_t pid = start_synth(params.path, wait_to_be_killed, &pipe_fds[1]);
+
+    assert_int_equal(read(pipe_fds[0], &byte, 1), 1);
+    snprintf(before, sizeof(before), "m %s", scratch_list(scratch("%s", "")));
+    assert_works(hr_synth(&params, &err));
+    assert_string_equal(scratch_list(scratch("%s", "")), before);
+    assert_string_equal(scratch_list(scratch("m.tmp-2-00000000")), "config.json notes.txt ");
+    params.path = scratch("one.safetensors");
+    assert_works(hr_synth(&params, &err));
+    assert_non_null(strstr(scratch_list(scratch("%s", "")), "one.safetensors.tmp-1-00000000 "));
+    assert_int_equal(kill(pid, SIGKILL), 0);
+    wait_for_kill(pid);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+}
+
 int main(void)
 {
 #define scratch_test(f) cmocka_unit_test_setup_teardown(f, scratch_setup, scratch_teardown)
@@ -381,6 +482,8 @@ int main(void)
         scratch_test(test_bad_parameters),
         scratch_test(test_cancel),
         scratch_test(test_write_error),
+        scratch_test(test_killed),
+        scratch_test(test_not_left_by_killed_runs),
     };
 
     return cmocka_run_group_tests_name("synth", tests, NULL, NULL);
