@@ -122,6 +122,7 @@ void hr_dit_tell_memory(struct hr_dit *dit, const struct hr_gpu_params *gpu_para
     struct hr_carver c = {.tell = tell, .tell_user = user};
     struct hr_gpu_part parts[HR_GPU_PARTS_MAX];
     const uint32_t n = hr_gpu_device_parts(gpu_params, parts);
+    const uint32_t n_arena = gpu_params->weights_bytes > 0 ? 2 : 1;
     uint64_t arena_bytes = 0;
 
     hr_dit_carve(dit, &c);
@@ -135,9 +136,9 @@ void hr_dit_tell_memory(struct hr_dit *dit, const struct hr_gpu_params *gpu_para
                                       .offset_bytes = UINT64_MAX,
                                       .size_bytes = parts[i].size_bytes};
 
-        if (parts[i].is_arena) { /* told above, but for what rounds it up */
+        if (i < n_arena) { /* told above, but for what rounds it up */
             arena_bytes += part.size_bytes;
-            if (i + 1 < n && parts[i + 1].is_arena)
+            if (i + 1 < n_arena)
                 continue;
             part.name = "rounding of the arena";
             part.size_bytes = arena_bytes - c.end_bytes;

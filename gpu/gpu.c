@@ -148,9 +148,8 @@ uint32_t hr_gpu_arena_parts(const struct hr_gpu_params *params, struct hr_gpu_pa
     const uint64_t bytes = hr_align_up(params->arena_bytes, HR_GPU_ARENA_STEP);
 
     hr_assert(params->weights_bytes <= params->arena_bytes);
-    ret_parts[0] =
-        (struct hr_gpu_part){activations, activations, bytes - params->weights_bytes, true};
-    ret_parts[1] = (struct hr_gpu_part){weights, weights, params->weights_bytes, true};
+    ret_parts[0] = (struct hr_gpu_part){activations, activations, bytes - params->weights_bytes};
+    ret_parts[1] = (struct hr_gpu_part){weights, weights, params->weights_bytes};
     return params->weights_bytes > 0 ? 2 : 1;
 }
 

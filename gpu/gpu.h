@@ -207,7 +207,6 @@ struct hr_gpu_part {
     const char *use; /* in the words of messages, which sum up parts of one use */
     const char *name;
     uint64_t size_bytes;
-    bool is_arena;
 };
 enum { HR_GPU_PARTS_MAX = 16 };
 
