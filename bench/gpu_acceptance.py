@@ -11,7 +11,8 @@ exits 1 when a check failed. Without a GPU it says so and skips them: exit 0.
 
     tests    the bodies of tests/gpu on the GPU, and the golden values in f32 (1e-4) and bf16 (1e-2)
     bits     two runs give the same bits, and so do other slots and block sizes
-    rates    host to device, products and attention, as shares of a large square product
+    rates    headrace bench --device cuda: host to device alone and while the disk reads, weights of each
+             dtype, products and attention as shares of a large square product
     forward  1024x1024 on blocks of the real width: time, reading and copying at once, and the memory that
              the driver reports against --vram
 """
@@ -27,6 +28,7 @@ import time
 
 LIMIT_S = 570
 BLOCKS = 2
+RATES = 18
 
 
 class Run:
@@ -93,18 +95,19 @@ def tests(run):
         run.check(os.path.basename(test), code, f"relative RMS {figures}" if figures else "", tail)
 
 
-def bench(run):
-    code, out, tail = run.command(run.path("bench/bench_gpu"))
+def rates(run, model):
+    code, out, tail = run.command(run.path("cli/headrace"), "bench", model, "--device", "cuda", "--vram", run.args.vram,
+                                  "--json", "--quiet")
     if code:
         return run.check("rates", code, "", tail)
-    lines = [json.loads(line) for line in out.strip().split("\n")]
-    peak = next((line["tflops"] for line in lines if line.get("name", "").startswith("square")), None)
-    for line in lines[1:]:
-        if "gbps" in line:
-            run.row(line["name"], "ok", f"{line['gbps']} GB/s")
-        else:
-            share = 100 * line["tflops"] / peak
-            run.row(line["name"], "ok", f"{line['tflops']} TFLOP/s, {share:.0f} % of square")
+    for rate in json.loads(out)["rates"]:
+        if rate["not_measured"]:
+            run.row(rate["name"], "FAIL", rate["not_measured"])
+            continue
+        text = f"{rate['median']:.4g} {rate['unit']}, {rate['low']:.4g} to {rate['high']:.4g}"
+        if rate["share_of"]:
+            text += f", {100 * rate['share']:.0f} % of {rate['share_of'].split(',')[0]}"
+        run.row(rate["name"], "ok", text)
 
 
 class Watch(threading.Thread):
@@ -129,16 +132,23 @@ class Watch(threading.Thread):
             time.sleep(0.02)
 
 
-def forward(run, work):
-    headrace, model = run.path("cli/headrace"), os.path.join(work, "model")
-    inputs = os.path.join(work, "in.safetensors")
-    code, _, tail = run.command(headrace, "synth", model, "--layers", BLOCKS)
-    if code == 0:
-        code, _, tail = run.command(headrace, "inputs", model, "--width", 1024, "--height", 1024, "--text-tokens", 100,
-                                    "--output", inputs)
+def make_model(run, work):
+    """Its folder, or None: blocks of the real width, or a small one to read from alone."""
+    model, size = os.path.join(work, "model"), ["--layers", BLOCKS]
+    if run.args.quick:
+        size = ["--layers", 2, "--heads", 8]
+    code, _, tail = run.command(run.path("cli/headrace"), "synth", model, *size)
     if code:
-        return run.check("a model to run", code, "", tail)
-    outputs = []
+        run.check("a model to run", code, "", tail)
+    return None if code else model
+
+
+def forward(run, model, work):
+    headrace, inputs, outputs = run.path("cli/headrace"), os.path.join(work, "in.safetensors"), []
+    code, _, tail = run.command(headrace, "inputs", model, "--width", 1024, "--height", 1024, "--text-tokens", 100,
+                                "--output", inputs)
+    if code:
+        return run.check("inputs to run with", code, "", tail)
     for name, vram, options in (
             ("forward 1024x1024", run.args.vram, []), ("again", run.args.vram, []),
             ("ring 96 MiB, blocks 1 MiB", run.args.vram, ["--ring", "96MiB", "--block-size", "1MiB"]),
@@ -181,23 +191,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("build")
     parser.add_argument("--libs", action="append", default=[], metavar="FOLDER")
-    parser.add_argument("--work", help="where a model of 1.5 GB is made (default: a temporary folder)")
+    parser.add_argument("--work", help="where a model is made, of 1.5 GB without --quick (default: a temporary folder)")
     parser.add_argument("--vram", default="2GiB")
-    parser.add_argument("--quick", action="store_true", help="no model, no forward")
+    parser.add_argument("--quick", action="store_true", help="a small model, no forward")
     run = Run(parser.parse_args())
     if not os.access(run.path("tests/gpu/test_gpu_cuda"), os.X_OK):
         sys.exit(f"{run.args.build} has no tests; configure it with -Dtests=true, build it and name that folder")
-    n_checks = len(TESTS) + 9 + (0 if run.args.quick else 5)
+    n_checks = len(TESTS) + RATES + (0 if run.args.quick else 5)
     code, _, tail = run.command(run.path("tests/gpu/test_gpu_cuda"))
     if code == 77:
         print(f"no GPU: {n_checks} checks skipped ({tail.split('skipped: ')[-1]})")
         return 0
     print(f"{code and 'a' or 'the'} device answers; libraries from {run.env['LD_LIBRARY_PATH'] or 'the system'}")
     tests(run)
-    bench(run)
-    if not run.args.quick:
-        with tempfile.TemporaryDirectory(dir=run.args.work) as work:
-            forward(run, work)
+    with tempfile.TemporaryDirectory(dir=run.args.work) as work:
+        model = make_model(run, work)
+        if model:
+            rates(run, model)
+        if model and not run.args.quick:
+            forward(run, model, work)
     failed = [row for row in run.rows if row[1] != "ok"]
     print(f"{len(run.rows) - len(failed)} passed, {len(failed)} failed, {time.monotonic() - run.begin:.0f} s")
     return 1 if failed else 0

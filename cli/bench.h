@@ -7,6 +7,7 @@
  *   bench_sweep.c    settings against each other, interleaved
  *   bench_math.c     medians and their intervals
  *   bench_plot.c     the picture
+ *   bench_device.c   a device instead, with the disk beside it
  *
  * A leg is one reading of a window. Two legs that are compared are close in time and read the same
  * number of bytes; no window is trusted to be as fast as another.
@@ -156,5 +157,13 @@ void bench_interrupt(void *stream);
 
 /* Throughput against bytes in flight, as SVG; whole or not at all. */
 int bench_plot(const char *path, const struct bench_sweep *sweep, struct hr_error *err);
+
+/* ---- bench_device.c -------------------------------------------------------------------------- */
+
+/* Options that have no effect with --device, or without it. Prints which and returns CLI_USAGE, or
+ * CLI_OK. */
+int bench_check_options(const struct cli_options *o);
+/* Measure the device and print its rates. @return the exit code */
+int bench_device(const struct cli_options *o);
 
 #endif /* HR_CLI_BENCH_H */

@@ -83,7 +83,7 @@ struct cli_options {
     uint64_t depth, n_threads, n_layers, n_repeat;
     uint64_t width, height, n_text, n_negative, n_references, n_heads, joint_dim, n_shards,
         header_pad_bytes;
-    uint64_t n_steps, seed, n_quads, io_timeout;
+    uint64_t n_steps, seed, n_quads, n_turns, io_timeout;
     const char *plot, *plan;
     bool sweep, small_pages;
     unsigned bench_order;

@@ -465,7 +465,7 @@ static int run_all(struct bench *b, struct hr_error *err)
     return r;
 }
 
-int cli_bench(const struct cli_options *o)
+static int bench_disk(const struct cli_options *o)
 {
     struct bench *b = calloc(1, sizeof(*b));
     struct hr_error err = {0};
@@ -495,4 +495,13 @@ int cli_bench(const struct cli_options *o)
     hr_checkpoint_close(&b->model);
     free(b);
     return code;
+}
+
+int cli_bench(const struct cli_options *o)
+{
+    const int r = bench_check_options(o);
+
+    if (r != CLI_OK)
+        return r;
+    return o->device ? bench_device(o) : bench_disk(o);
 }

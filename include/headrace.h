@@ -8,7 +8,8 @@
  *   hr_dit         the Qwen-Image diffusion transformer, the stream's first user
  *   hr_denoise     its whole denoising loop
  *
- * and beside them hr_synth (models with known values) and hr_tensors_write (small result files).
+ * and beside them hr_synth (models with known values), hr_tensors_write (small result files) and
+ * hr_device_rates (what a device and the disk can do).
  *
  * Errors:     functions that can fail return 0 (or a count) or a negative errno, and fill *err
  *             (which may be NULL) with one line that names file, tensor and byte range. The first
@@ -748,6 +749,68 @@ HR_API int hr_dit_predict(const struct hr_checkpoint *checkpoint,
  * @param ret_names  array of *ret_n names, free() it; the strings belong to the checkpoint */
 HR_API int hr_dit_names(const struct hr_checkpoint *checkpoint, uint32_t n_layers,
                         const char ***ret_names, uint32_t *ret_n, struct hr_error *err);
+
+/* ---- rates of a device ----------------------------------------------------------------- */
+
+enum { HR_RATES_MAX = 20, HR_RATES_TURNS_MAX = 1000 };
+
+enum hr_rate_unit {
+    HR_RATE_GBPS,  /* 10^9 bytes a second                                                  */
+    HR_RATE_TFLOPS /* 10^12 operations a second; of a product 2 for each token, row and column */
+};
+
+/* One kind of work. Values are of the turns: their median, the least and the most. */
+struct hr_rate {
+    char
+        name[64]; /* such as "disk alone", "MLP up, 4096 x 3072 -> 12288"; unique up to its comma */
+    enum hr_rate_unit unit;
+    const char *not_measured; /* why there are no values; NULL: there are                    */
+    double median, low, high;
+    int32_t share_of; /* the rate that it is compared with, an index; -1: none          */
+    double share;     /* median of the turns' ratios to that one                        */
+};
+
+/* All zero: the library's choice. */
+struct hr_rates_params {
+    struct hr_stream_params stream; /* no trace                                                  */
+    const char *device;             /* as of hr_dit_params                                       */
+    enum hr_precision precision;    /* inputs of products and attention                          */
+    uint32_t n_threads;             /* 0: one for each CPU that this process may use             */
+    uint64_t ram_bytes;             /* upper bound on the whole process; 0: what is free         */
+    uint64_t vram_bytes;            /* upper bound on the memory of a GPU; 0: none               */
+    uint32_t n_turns; /* up to HR_RATES_TURNS_MAX; 0: 3 to 11, as about 30 s allow         */
+    void (*progress)(void *user, uint32_t turn, uint32_t n_turns); /* before each; 0: warming up */
+    void *progress_user;
+    const volatile int *cancel; /* polled; not 0: stop with -ECANCELED                       */
+};
+
+/* The rates, in this order: copies to the device from ordinary and from registered memory and while
+ * the disk reads; the disk alone and beside those copies; weights of each dtype through a product
+ * of few tokens; a large square product, which is the peak that products and attention are compared
+ * with; products at the sizes of the 20B model, and attention. */
+struct hr_device_rates {
+    char device_name[128];
+    uint32_t n_turns;
+    /* Of the picture whose sizes were computed: 4096, or 1024 or 256 where the device is slow or
+     * memory is scarce. */
+    uint32_t n_tokens;
+    uint64_t peak_memory_bytes;   /* of the process: VmHWM and huge pages               */
+    uint64_t device_memory_bytes; /* of a GPU, at most; 0: computing takes none              */
+    uint64_t wall_ns;
+    struct hr_stream_stats stream; /* of all that was read */
+    struct hr_rate rates[HR_RATES_MAX];
+    uint32_t n_rates;
+};
+
+/* How fast a device takes weights and computes with them, and what disk and copies lose when both
+ * work. Each turn measures all rates, every other one in the opposite order. A device that computes
+ * on the ring is copied nothing: those rates say so.
+ * @return 0; -EINVAL the model has no bytes, or too many turns; -ENODEV no such device; -ENOMEM a
+ *         limit is too small (the message says what is needed); -ECANCELED; or an error of the
+ *         stream or the device */
+HR_API int hr_device_rates(struct hr_device_rates *ret_rates,
+                           const struct hr_checkpoint *checkpoint,
+                           const struct hr_rates_params *params, struct hr_error *err);
 
 /* ---- denoising loop ------------------------------------------------------------------ */
 

@@ -7,12 +7,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
+import subprocess
 import tempfile
+import time
 import unittest
 import xml.dom.minidom
 
-from cli_testing import ModelCase, environment, headrace, main, write_tensors
+from cli_testing import HEADRACE, ModelCase, environment, headrace, main, write_tensors
 
 FAKE_FIO = """#!/bin/sh
 [ "$1" = --version ] && echo fio-fake && exit 0
@@ -177,6 +180,97 @@ class Bench(ModelCase):
                      ["--iodepth", 0], ["--iodepth", 100000], ["--block-size", "1GiB"]):
             result = headrace("bench", self.model, *args, env=self.env())
             self.assertEqual(result.code, 2, (args, result.err))
+
+
+class Device(ModelCase):
+    """bench --device, on the CPU and on the device that plays one with memory of its own."""
+
+    def bench(self, *args):
+        return headrace("bench", self.model, "--quiet", "--turns", 1, *args)
+
+    def rates(self, *args):
+        result = self.bench("--json", *args)
+        self.assertEqual(result.code, 0, result.err)
+        out = json.loads(result.out)
+        return out, {rate["name"].split(",")[0]: rate for rate in out["rates"]}
+
+    def test_cpu(self):
+        """Nothing is copied to it, and it stays within its memory."""
+        out, rates = self.rates("--device", "cpu", "--threads", 1, "--ram", "400MiB")
+        self.assertIn("1 thread", out["device"])
+        self.assertEqual((out["verb"], out["precision"], out["turns"]), ("bench", "bf16", 1))
+        self.assertEqual(out["device_memory_bytes"], 0)
+        self.assertLessEqual(out["peak_memory_bytes"], 400 << 20)
+        for name, rate in rates.items():
+            if name.startswith("copy") or "copied" in name:
+                self.assertEqual((rate["median"], rate["share_of"]), (None, None))
+                self.assertEqual(rate["not_measured"], "none, computes on the ring")
+            else:
+                self.assertLessEqual(rate["low"], rate["median"])
+                self.assertIsNone(rate["not_measured"])
+        self.assertEqual(rates["square"]["unit"], "TFLOP/s")
+        self.assertEqual(rates["MLP up"]["share_of"], rates["square"]["name"])
+        self.assertGreater(out["bytes_read"], 0)
+
+    def test_device_with_memory(self):
+        """Disk and copies at the same time, each next to itself alone."""
+        self.assert_fails(self.bench("--device", "emulated", "--vram", "200MiB"),
+                          "the limit of device memory is 200 MiB", "raise the limit")
+        out, rates = self.rates("--device", "emulated", "--vram", "320MiB")
+        self.assertTrue(0 < out["device_memory_bytes"] <= 320 << 20)
+        for name in ("copy from ordinary memory", "copy from registered memory", "copy while the disk reads"):
+            self.assertGreater(rates[name]["median"], 0)
+        self.assertEqual(rates["copy while the disk reads"]["share_of"], "copy from registered memory")
+        self.assertEqual(rates["disk while bands are copied"]["share_of"], "disk alone")
+        self.assertEqual(rates["weights F8_E4M3 to BF16"]["share_of"], "weights BF16 to BF16, 16 tokens")
+
+    def test_text(self):
+        result = self.bench("--device", "cpu", "--precision", "f32")
+        self.assertEqual(result.code, 0, result.err)
+        self.assertRegex(result.out, r"\nturns +1 in \d+ s")
+        self.assertRegex(result.out, r"\ncopy from registered memory +none, computes on the ring\n")
+        self.assertRegex(result.out, r"\ndisk alone +[\d.]+ GB/s ")
+        self.assertRegex(result.out, r"\nMLP up, \d+ x 3072 -> 12288 +[\d.]+ TFLOP/s .* % of square\n")
+
+    def test_refused(self):
+        self.assert_fails(self.bench("--device", "abacus"), '"abacus" is unknown')
+        self.assert_fails(self.bench("--device", "cpu", "--ram", "60MiB"), "the memory limit is 60 MiB",
+                          "raise the limit")
+        empty = self.path("empty.safetensors")
+        write_tensors(empty, {})
+        self.assert_fails(headrace("bench", empty, "--device", "cpu"), "no bytes")
+
+    def test_unreadable(self):
+        """A disk that fails, and one that hangs."""
+        for faults, words in (("eio=2000000", ["tensor", "Input/output error"]), ("hang=2000000", ["tensor", "1 s"])):
+            result = headrace("bench", self.model, "--quiet", "--device", "emulated", "--io", "fault",
+                              "--io-timeout", 1, env=environment(HEADRACE_FAULTS=faults))
+            self.assert_fails(result, *words)
+
+    def test_interrupt(self):
+        """While reading, which takes for ever."""
+        for device in ("cpu", "emulated"):
+            process = subprocess.Popen([HEADRACE, "bench", self.model, "--device", device, "--turns", "1000",
+                                        "--io", "fault"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                       env=environment(HEADRACE_FAULTS="delay=500000"))
+            for line in process.stderr:
+                if "io: fault" in line:
+                    break
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            self.assertEqual((process.returncode, out), (1, ""), err)
+            self.assertIn("interrupted", err.splitlines()[-1])
+
+    def test_without_effect(self):
+        for args in (["--quads", 1], ["--order", "pass"], ["--sweep"], ["--plot", self.path("x.svg")], ["--layers", 1]):
+            result = self.bench("--device", "cpu", *args)
+            self.assertEqual(result.code, 2, (args, result.err))
+            self.assertIn(f"{args[0]} has no effect with --device", result.err)
+        for args in (["--turns", 1], ["--vram", "1GiB"], ["--threads", 1], ["--precision", "f32"]):
+            result = headrace("bench", self.model, *args)
+            self.assertEqual(result.code, 2, (args, result.err))
+            self.assertIn(f"{args[0]} has no effect without --device", result.err)
 
 
 class Tune(ModelCase):

@@ -42,7 +42,7 @@ class Usage(ModelCase):
         self.assert_usage([*forward, "--io", "PRead"], '"PRead" is not one of', "did you mean pread")
         self.assert_usage([*forward, "--ram", "18446744073709551615"], "is too large")
         for option in ("--device", "--threads", "--precision", "--activation"):
-            self.assert_usage(["bench", self.model, option, "1"], f"{option} is not an option of bench")
+            self.assert_usage(["tune", self.model, option, "1"], f"{option} is not an option of tune")
         self.assert_usage([*forward, "--layers", "0"], "--layers", "1 to 10000")
         self.assert_usage([*forward, "--layers", "x"], "--layers", "whole number")
         self.assert_usage([*forward, "--layers", "-1"], "--layers", "whole number")
