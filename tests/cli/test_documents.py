@@ -73,7 +73,8 @@ class Documents(ModelCase):
         self.assertGreater(n, 20)
 
     def test_json(self):
-        """Keys that a verb prints stand in docs/json.md. bench and tune measure for minutes and are left out."""
+        """Keys that a verb prints stand in docs/json.md. tune, and bench beside fio, measure for minutes and are left
+        out."""
         named = set(re.findall(r"`([a-z][a-z0-9_]*)`", read(os.path.join(ROOT, "docs", "json.md"))))
         lora, manifest, run = self.path("lora.safetensors"), self.path("manifest"), self.path("run.json")
         write_tensors(lora, {f"transformer_blocks.0.attn.to_q.lora_{side}.weight": ("F32", shape, bytes(4 * 256))
@@ -85,6 +86,7 @@ class Documents(ModelCase):
             [*forward, "--per-block", "--lora", lora],
             ["denoise", self.model, "--inputs", self.inputs, "--steps", 2, "--per-block"],
             ["plan", self.model, "--steps", 2], ["inspect", self.model], ["doctor", self.model],
+            ["bench", self.model, "--device", "cpu", "--turns", 1],
             ["checksum", self.model, "--output", manifest])]
         with open(run, "w", encoding="utf-8") as f:
             f.write(headrace(*forward, "--json").out)
