@@ -100,7 +100,10 @@ def rates(run, model):
                                   "--json", "--quiet")
     if code:
         return run.check("rates", code, "", tail)
-    for rate in json.loads(out)["rates"]:
+    result = json.loads(out)
+    print(f"rates of {result['device']}, a picture of {result['picture_tokens']} tokens, {result['turns']} turns, "
+          f"{result['backend']}, {'direct' if result['direct'] else 'buffered'}")
+    for rate in result["rates"]:
         if rate["not_measured"]:
             run.row(rate["name"], "FAIL", rate["not_measured"])
             continue
