@@ -23,20 +23,38 @@ static const struct {
 #if HAVE_LIBAIO
     {&hr_io_backend_aio, false},
 #endif
-    {&hr_io_backend_pread, false}, {&hr_io_backend_null, true}, {&hr_io_backend_fault, true},
+    {&hr_io_backend_pread, false}, {&hr_io_backend_cufile, true},
+    {&hr_io_backend_null, true},   {&hr_io_backend_fault, true},
 };
+
+/* A backend writes into the host's memory, or lets a device do so. */
+static int check_memory(const struct hr_io_backend *backend, const struct hr_io_params *params,
+                        struct hr_error *err)
+{
+    if (backend->memory == HR_IO_MEMORY_DEVICE && !params->memory)
+        return hr_error_set(err, -EOPNOTSUPP,
+                            "it reads into the memory of a GPU, and only forward and denoise on "
+                            "one (--device cuda) have a place for that");
+    if (backend->memory == HR_IO_MEMORY_HOST && params->memory)
+        return hr_error_set(err, -EOPNOTSUPP, "it cannot read into the memory of a GPU");
+    return 0;
+}
 
 static int open_backend(struct hr_io **ret_io, const struct hr_io_backend *backend,
                         const struct hr_io_params *params, struct hr_error *err)
 {
-    struct hr_io *io = calloc(1, sizeof(*io));
+    struct hr_io *io;
+    int r = check_memory(backend, params, err);
 
+    if (r < 0)
+        return r;
+    io = calloc(1, sizeof(*io));
     if (!io)
         return hr_error_set(err, -ENOMEM, "out of memory");
     io->backend = backend;
     io->params = *params;
     io->priv = calloc(1, backend->priv_bytes);
-    const int r = io->priv ? backend->init(io, err) : hr_error_set(err, -ENOMEM, "out of memory");
+    r = io->priv ? backend->init(io, err) : hr_error_set(err, -ENOMEM, "out of memory");
     if (r < 0) {
         free(io->priv);
         free(io);
@@ -219,15 +237,31 @@ static int create_first(struct hr_io **ret_io, const struct hr_io_params *params
     return hr_error_set(err, -ENODEV, "no I/O backend works here: %s", reasons);
 }
 
+/* @return NULL: none is named */
+static const char *resolve(const char *name)
+{
+    if (!name || strcmp(name, "auto") == 0)
+        name = hr_env("HEADRACE_IO");
+    return name && strcmp(name, "auto") == 0 ? NULL : name;
+}
+
+bool hr_io_reads_into_device(const char *io)
+{
+    const char *name = resolve(io);
+    const struct hr_io_backend *backend;
+
+    return name && find_backend(&backend, name, NULL) == 0 &&
+           backend->memory == HR_IO_MEMORY_DEVICE;
+}
+
 int hr_io_create(struct hr_io **ret_io, const char *name, const struct hr_io_params *params,
                  struct hr_error *err)
 {
     const struct hr_io_backend *backend;
     struct hr_error why = {0};
 
-    if (!name || strcmp(name, "auto") == 0)
-        name = hr_env("HEADRACE_IO");
-    if (!name || strcmp(name, "auto") == 0)
+    name = resolve(name);
+    if (!name)
         return create_first(ret_io, params, err);
 
     int r = find_backend(&backend, name, err);

@@ -97,8 +97,9 @@ struct hr_io_params {
     uint32_t depth; /* requests in flight at most       */
     void *buf;      /* all requests read into this range */
     size_t buf_bytes;
-    uint32_t block_bytes; /* size of the probing read */
-    uint64_t timeout_ns;  /* for the probing read; 0: as long as it takes */
+    const struct hr_reader_memory *memory; /* where buf is a device's; else NULL */
+    uint32_t block_bytes;                  /* size of the probing read */
+    uint64_t timeout_ns;                   /* for the probing read; 0: as long as it takes */
 };
 
 struct hr_io {
@@ -108,8 +109,12 @@ struct hr_io {
     uint64_t pinned_bytes; /* of params.buf, registered with the kernel by init() */
 };
 
+/* What a backend can read into. */
+enum hr_io_memory { HR_IO_MEMORY_HOST, HR_IO_MEMORY_DEVICE, HR_IO_MEMORY_ANY };
+
 struct hr_io_backend {
     const char *name;
+    enum hr_io_memory memory;
     size_t priv_bytes;
 
     /* Required. On failure nothing stays behind and *err says why and what helps. */
@@ -131,6 +136,7 @@ struct hr_io_backend {
 extern const struct hr_io_backend hr_io_backend_uring;
 extern const struct hr_io_backend hr_io_backend_aio;
 extern const struct hr_io_backend hr_io_backend_pread;
+extern const struct hr_io_backend hr_io_backend_cufile;
 extern const struct hr_io_backend hr_io_backend_null;
 extern const struct hr_io_backend hr_io_backend_fault;
 

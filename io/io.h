@@ -12,8 +12,8 @@
  *   reader.c       the thread: depth, hand-over, statistics
  *   reader_api.c   the functions below
  *   reader_done.c  what becomes of a read: short ones, repetitions, bad sectors, lost O_DIRECT
- *   backend.c      choice of a backend; io_uring.c, io_aio.c, io_pread.c, io_null.c and io_fault.c
- *                  implement it
+ *   backend.c      choice of a backend; io_uring.c, io_aio.c, io_pread.c, io_cufile.c, io_null.c
+ *                  and io_fault.c implement it; io_threads.c helps those whose reads block
  *   file.c         O_DIRECT and its alignment, asked from the file itself
  *   page_cache.c   what of a file is in memory already
  *   extents.c      whether a part of a file has bytes on a disk at all
@@ -51,10 +51,25 @@ enum {
     HR_ALIGN_BYTES_MAX = 64 << 10, /* of O_DIRECT; a file that wants more is read buffered */
 };
 
+/* Memory of a device, for backends that read into it past the host's: the ring lies there then, and
+ * slices are addresses of the device. */
+struct hr_reader_memory {
+    void *base; /* aligned to 64 KiB, as is the size */
+    uint64_t size_bytes;
+    /* Called first by each thread that hands addresses of the device to other libraries.
+     * @return 0 or -ENODEV */
+    int (*begin_thread)(void *user);
+    /* The reader could not be taken down: reads may write into the memory for good. */
+    void (*abandon)(void *user);
+    void *user;
+};
+
 struct hr_reader_params {
     const struct hr_read_file *files; /* borrowed until destroy */
     uint32_t n_files;
-    uint64_t ring_bytes;  /* > 0, rounded up to 2 MiB                                     */
+    const struct hr_reader_memory *memory; /* NULL: the host's, taken by the reader; borrowed until
+                                              destroy. Files are read directly then              */
+    uint64_t ring_bytes;  /* > 0, rounded up to 2 MiB; without memory                     */
     uint32_t block_bytes; /* 0: default; a power of two between the limits                */
     uint32_t depth;       /* of each device; 0: default; 1..HR_DEPTH_MAX                  */
     const char *io;       /* backend; NULL or "auto": HEADRACE_IO, else the first that works.
@@ -76,13 +91,17 @@ struct hr_slice {
     uint64_t ticket; /* for hr_reader_release() */
 };
 
+/* Whether the backend that this name, or HEADRACE_IO, stands for reads into memory of a device. */
+bool hr_io_reads_into_device(const char *io);
+
 struct hr_reader;
 
 /* Take the ring, start the thread, which opens the backend and probes it by reading one block, and
  * wait for its verdict; nothing else is read yet. Reports once, at HR_LOG_INFO, which backend was
  * taken and at HR_LOG_WARN what was rejected, with errno and remedy.
  * @return 0; -EINVAL parameters out of range, -ENODEV no backend works (names all reasons),
- *         -EOPNOTSUPP HR_DIRECT_ON where a file's system refuses it, -ENOMEM. */
+ *         -EOPNOTSUPP HR_DIRECT_ON where a file's system refuses it, or a backend for the other
+ * kind of memory, -ENOMEM. */
 int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_params *params,
                      struct hr_error *err);
 

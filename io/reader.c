@@ -266,6 +266,7 @@ void *hr_reader_thread(void *arg)
         .depth = reader->depth_max * reader->n_devices,
         .buf = reader->ring.base,
         .buf_bytes = reader->ring.size_bytes,
+        .memory = reader->params.memory,
         .block_bytes = reader->params.block_bytes,
         .timeout_ns = reader->params.timeout_s == HR_TIMEOUT_NONE
                           ? 0

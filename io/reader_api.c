@@ -10,6 +10,7 @@
 enum {
     BLOCKS_MIN = 256, /* in the making: read out of order, handed over in order */
     BLOCKS_PER_READ = 4,
+    DEVICE_ALIGN_BYTES = 64 << 10,
 };
 
 /* ---- life ------------------------------------------------------------------------------- */
@@ -18,7 +19,9 @@ static int check_params(const struct hr_reader_params *params, struct hr_error *
 {
     const uint32_t block = params->block_bytes;
 
-    if (params->n_files == 0 || params->ring_bytes == 0)
+    hr_assert(!params->memory || (params->memory->size_bytes % DEVICE_ALIGN_BYTES == 0 &&
+                                  (uintptr_t) params->memory->base % DEVICE_ALIGN_BYTES == 0));
+    if (params->n_files == 0 || (params->ring_bytes == 0 && !params->memory))
         return hr_error_set(err, -EINVAL, "a reader needs files and a ring");
     if (params->ring_bytes > UINT64_MAX / 2)
         return hr_error_set(err, -EINVAL, "a ring of %" PRIu64 " bytes is too large",
@@ -153,6 +156,8 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
         reader->params.timeout_s = HR_TIMEOUT_S_DEFAULT;
     if (params->depth == 0)
         reader->params.depth = HR_DEPTH_DEFAULT;
+    if (params->memory) /* the page cache is the host's */
+        reader->params.direct = HR_DIRECT_ON;
     reader->depth = reader->depth_max = reader->params.depth;
     reader->failed_block = UINT64_MAX;
 
@@ -161,7 +166,10 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
         r = open_files(reader, err);
     if (r == 0)
         r = init_blocks(reader, err);
-    if (r == 0)
+    if (r == 0 && params->memory)
+        reader->ring = (struct hr_ring){.base = params->memory->base,
+                                        .size_bytes = params->memory->size_bytes};
+    else if (r == 0)
         r = hr_ring_init(&reader->ring, hr_align_up(params->ring_bytes, HR_RING_UNIT_BYTES),
                          !params->small_pages, err);
     if (r == 0) {
@@ -206,8 +214,13 @@ void hr_reader_destroy(struct hr_reader **reader_ptr)
         pthread_mutex_unlock(&reader->shared->mutex);
         pthread_join(reader->thread, NULL);
     }
+    const struct hr_reader_memory *memory = reader->params.memory;
+
+    if (reader->abandoned && memory)
+        memory->abandon(memory->user);
     if (!reader->abandoned) {
-        hr_ring_uninit(&reader->ring);
+        if (!memory)
+            hr_ring_uninit(&reader->ring);
         for (uint32_t i = 0; i < reader->n_files_open; i++)
             hr_io_file_close(&reader->files[i]);
         free(reader->files);
