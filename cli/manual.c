@@ -71,7 +71,7 @@ static void print_terms(const char *heading, const char *const (*terms)[2], size
 }
 
 static const char *const environment[][2] = {
-    {"HEADRACE_IO", "What --io auto takes: io_uring, libaio or pread."},
+    {"HEADRACE_IO", "What --io auto takes: io_uring, libaio, pread or cufile."},
     {"HEADRACE_DEVICE", "What --device auto takes, such as cpu."},
     {"HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME",
      "Where the Hugging Face cache is, into which links of a model's folder may lead."},

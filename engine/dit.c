@@ -55,6 +55,7 @@ static struct hr_gpu_params gpu_params_of(struct hr_dit *dit, const struct hr_di
         .vram_bytes = params->vram_bytes,
         .arena_bytes = dit->budget.arena_bytes + hr_gpu_arena_bytes(dit->on_device.size_bytes),
         .weights_bytes = hr_gpu_arena_bytes(dit->on_device.size_bytes),
+        .ring_bytes = dit->budget.device_ring_bytes,
         .cancelled = &dit->cancelled,
     };
 }
@@ -106,7 +107,7 @@ static void predict(struct hr_dit *dit, const struct hr_dit_params *params)
         .later_bytes = meter->later_bytes,
         .run_bytes = hr_meter_run_bytes(meter),
         .peak_memory_bytes = hr_dit_budget_total(&dit->budget) + dit->resident.size_bytes,
-        .ring_bytes = dit->budget.ring_bytes,
+        .ring_bytes = dit->budget.ring_bytes + dit->budget.device_ring_bytes,
         .activation_bytes = dit->budget.arena_bytes,
         .resident_bytes = dit->resident.size_bytes,
         .device_resident_bytes = dit->on_device.size_bytes,
@@ -151,13 +152,13 @@ static int choose_on_device(struct hr_dit *dit, const struct hr_dit_params *para
 static int share_memory(struct hr_dit *dit, const struct hr_dit_params *params,
                         struct hr_error *err)
 {
-    const struct hr_gpu_params gpu_params = gpu_params_of(dit, params);
+    struct hr_gpu_params gpu_params = gpu_params_of(dit, params);
     const struct hr_tensor *const *each = dit->model.plan + dit->model.n_once;
     const uint32_t n = dit->model.n_plan - dit->model.n_once;
     uint8_t *keep = NULL;
-    int r = 0;
+    int r = hr_dit_budget_device_ring(&dit->budget, &dit->model, params, &gpu_params, err);
 
-    if (params->states) {
+    if (r == 0 && params->states) {
         keep = calloc(n, sizeof(*keep));
         r = keep ? hr_states_apply(params->states, dit->checkpoint, params->precision, each, n,
                                    keep, err)
@@ -169,7 +170,7 @@ static int share_memory(struct hr_dit *dit, const struct hr_dit_params *params,
         r = hr_dit_budget_make(&dit->budget, dit, params, &gpu_params, err);
     if (r == 0)
         r = choose_on_device(dit, params, each, n, keep, err);
-    if (r == 0 && dit->budget.resident_bytes > 0)
+    if (r == 0 && dit->budget.resident_bytes > 0 && !dit->budget.device_ring_bytes)
         r = hr_resident_choose(&dit->resident, each, n, keep, dit->budget.resident_bytes,
                                params->onload_dtype == HR_ONLOAD_FP8, &dit->on_device, err);
     free(keep);
@@ -189,6 +190,8 @@ static int prepare_parts(struct hr_dit *dit, const struct hr_dit_params *params,
     struct hr_carver counts = {.tell = NULL};
     int r = check_params(params, err);
 
+    if (r == 0)
+        r = hr_dit_ring_check(params, err);
     if (r == 0)
         r = copy_timesteps(dit, params, err);
     if (r == 0)
@@ -324,17 +327,6 @@ static int take_mods(struct hr_dit *dit, const struct hr_dit_params *params, str
                             hr_dit_mods_memory_max(params), params->spill_dir, err);
 }
 
-/* Where that fails copies are slower, which the device has said. */
-static void register_ring(struct hr_dit *dit)
-{
-    void *base;
-    size_t n_bytes;
-
-    hr_stream_ring(dit->stream, &base, &n_bytes);
-    if (hr_gpu_register_host(dit->gpu, base, n_bytes) == 0)
-        dit->registered = base;
-}
-
 /* Everything that takes memory, in the order device, arena, resident weights, ring. */
 static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, struct hr_error *err)
 {
@@ -374,13 +366,14 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
            hr_mib(dit->resident.size_bytes));
     if (budget->device_bytes)
         hr_log(HR_LOG_INFO,
-               "memory of the device: %llu MiB, activations %llu, resident weights %llu",
+               "memory of the device: %llu MiB, activations %llu, ring %llu, resident weights %llu",
                hr_mib(budget->device_bytes), hr_mib(budget->arena_bytes),
-               hr_mib(dit->on_device.size_bytes));
+               hr_mib(budget->device_ring_bytes), hr_mib(dit->on_device.size_bytes));
     log_bytes(&dit->stats.predicted);
-    r = hr_stream_open_blocks(&dit->stream, dit->checkpoint, &stream_params, &dit->blocks, err);
+    r = hr_stream_open_blocks(&dit->stream, dit->checkpoint, &stream_params, &dit->blocks,
+                              hr_ring_memory_of(&dit->ring_memory, dit->gpu), err);
     if (r == 0)
-        register_ring(dit);
+        hr_dit_register_ring(dit);
     return r;
 }
 
@@ -493,8 +486,7 @@ void hr_dit_close(struct hr_dit **dit)
         return;
     if (d->gpu) /* copies out of the ring and the resident weights may still be under way */
         hr_gpu_sync(d->gpu);
-    if (d->registered)
-        hr_gpu_unregister_host(d->gpu, d->registered);
+    hr_dit_unregister(d);
     hr_dit_verify_uninit(&d->verify); /* its thread reads the ring */
     hr_stream_close(&d->stream);
     hr_gpu_close(&d->gpu);

@@ -16,6 +16,7 @@
  *   dit_meter.c    how far a run is
  *   dit_budget.c   how memory is shared out
  *   dit_arena.c    what lies where in the device's arena
+ *   dit_ring.c     memory that disk and device share
  *   dit.c          preparation, open, close, statistics
  *   predict.c      what a run would use, without running it
  *
@@ -39,6 +40,7 @@
 #include "engine/weight_scale.h"
 #include "formats/formats.h"
 #include "gpu/gpu.h"
+#include "io/io.h"
 
 enum {
     HR_DIT_TOKEN_DIM = 64,     /* 16 channels of a 2 x 2 patch */
@@ -228,9 +230,10 @@ struct hr_dit_budget {
      * memory. */
     uint64_t device_bytes;
     uint64_t arena_bytes, host_bytes, mods_bytes, trace_bytes, scratch_bytes;
-    uint64_t ring_bytes;
-    uint64_t keep_bytes;     /* of weights that must stay, filled in      */
-    uint64_t resident_bytes; /* what resident weights may take at most    */
+    uint64_t ring_bytes;        /* of the host's memory */
+    uint64_t device_ring_bytes; /* else, and part of device_bytes */
+    uint64_t keep_bytes;        /* of weights that must stay, filled in      */
+    uint64_t resident_bytes;    /* what resident weights may take at most    */
 };
 
 /* Called with intermediate results, for tests: rows x cols floats on the host. */
@@ -280,8 +283,10 @@ struct hr_dit {
     enum hr_dtype act;
     bool timestep_rounding;
     struct hr_gpu *gpu;
-    void *registered;               /* the stream's ring, where the device knows it */
-    struct hr_stream_blocks blocks; /* of the stream, chosen before the budget */
+    void *registered[2]; /* host memory that the device knows */
+    uint32_t n_registered;
+    struct hr_reader_memory ring_memory; /* the ring, where it lies on the device */
+    struct hr_stream_blocks blocks;      /* of the stream, chosen before the budget */
     struct hr_stream *stream;
     struct hr_feed feed;
     struct hr_dit_budget budget;
@@ -332,6 +337,11 @@ void hr_dit_tap(struct hr_dit *dit, const char *name, const void *data, enum hr_
 int hr_dit_budget_make(struct hr_dit_budget *budget, const struct hr_dit *dit,
                        const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
                        struct hr_error *err);
+/* Before that: where files are to be read into the device's memory, the size of the ring there,
+ * also put into gpu_params. @return 0, or -ENOMEM the size that was given is too small */
+int hr_dit_budget_device_ring(struct hr_dit_budget *budget, const struct hr_dit_model *model,
+                              const struct hr_dit_params *params, struct hr_gpu_params *gpu_params,
+                              struct hr_error *err);
 /* All of it but resident weights; an upper bound of what the process will hold. */
 uint64_t hr_dit_budget_total(const struct hr_dit_budget *budget);
 /* Of the one buffer through which everything goes to and from the device. */
@@ -340,6 +350,20 @@ size_t hr_dit_host_floats(const struct hr_dit *dit);
 uint64_t hr_dit_mods_memory_max(const struct hr_dit_params *params);
 /* The most events that the run adds to a trace. */
 uint64_t hr_dit_trace_events(const struct hr_dit *dit);
+
+/* ---- memory that disk and device share (dit_ring.c) ------------------------------------------ */
+
+/* @return 0, or -EOPNOTSUPP where files are read past the host's memory, naming what needs them
+ * there */
+int hr_dit_ring_check(const struct hr_dit_params *params, struct hr_error *err);
+/* The device's ring as a reader takes it. @return memory, or NULL: there is none */
+const struct hr_reader_memory *hr_ring_memory_of(struct hr_reader_memory *memory,
+                                                 struct hr_gpu *gpu);
+/* Tell the device of the host's memory that weights come from: the stream's ring; and the weights
+ * that stay, when the first pass has filled them. */
+void hr_dit_register_ring(struct hr_dit *dit);
+void hr_dit_register_resident(struct hr_dit *dit);
+void hr_dit_unregister(struct hr_dit *dit);
 
 /* ---- arena (dit_arena.c) ------------------------------------------------------------------ */
 

@@ -66,6 +66,37 @@ static uint64_t plan_bytes(const struct hr_dit_model *model)
     return hr_align_up(bytes, RING_STEP_BYTES);
 }
 
+static int error_ring(const struct hr_dit_params *params, uint64_t ring_min, struct hr_error *err)
+{
+    return hr_error_set(err, -ENOMEM,
+                        "a ring of %llu MiB cannot hold the largest piece of a weight; it needs "
+                        "at least %llu MiB",
+                        hr_mib(params->stream.ring_bytes), hr_mib(ring_min));
+}
+
+int hr_dit_budget_device_ring(struct hr_dit_budget *b, const struct hr_dit_model *model,
+                              const struct hr_dit_params *params, struct hr_gpu_params *gpu_params,
+                              struct hr_error *err)
+{
+    const uint64_t ring_min = hr_stream_ring_bytes_min(model->plan, model->n_plan);
+    const uint64_t given = params->stream.ring_bytes;
+    struct hr_error too_much = {0};
+    uint64_t device_bytes, ring_bytes;
+
+    if (!hr_io_reads_into_device(params->stream.io))
+        return 0;
+    if (given && given < ring_min)
+        return error_ring(params, ring_min, err);
+    ring_bytes = hr_min_u64(given ? given : (uint64_t) HR_RING_BYTES_DEFAULT, plan_bytes(model));
+    ring_bytes = hr_max_u64(hr_align_up(ring_bytes, RING_STEP_BYTES), ring_min);
+    gpu_params->ring_bytes = ring_bytes;
+    /* What nobody asked for gives way to a limit. */
+    if (!given && hr_gpu_device_bytes(gpu_params, &device_bytes, &too_much) == -ENOMEM)
+        gpu_params->ring_bytes = ring_min;
+    b->device_ring_bytes = gpu_params->ring_bytes;
+    return 0;
+}
+
 /* And what goes with them, of the host's memory. */
 static uint64_t activations_bytes(const struct hr_dit_budget *b)
 {
@@ -99,8 +130,10 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
                        const struct hr_dit_params *params, const struct hr_gpu_params *gpu_params,
                        struct hr_error *err)
 {
-    const uint64_t ring_min = hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan);
-    const uint64_t useful = hr_max_u64(plan_bytes(&dit->model), ring_min);
+    const bool has_ring = !gpu_params->ring_bytes; /* of the host's memory */
+    const uint64_t ring_min =
+        has_ring ? hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan) : 0;
+    const uint64_t useful = has_ring ? hr_max_u64(plan_bytes(&dit->model), ring_min) : 0;
     const int r = hr_gpu_device_bytes(gpu_params, &b->device_bytes, err);
 
     if (r < 0)
@@ -124,11 +157,7 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
                                    hr_min_u64(RING_BYTES_MAX, useful));
     b->ring_bytes = hr_align_up(b->ring_bytes, RING_STEP_BYTES);
     if (params->stream.ring_bytes && b->ring_bytes < ring_min)
-        return hr_error_set(
-            err, -ENOMEM,
-            "a ring of %llu MiB cannot hold the largest piece of a weight; it needs "
-            "at least %llu MiB",
-            hr_mib(params->stream.ring_bytes), hr_mib(ring_min));
+        return error_ring(params, ring_min, err);
     if (params->ram_bytes && b->ring_bytes >= ring_min &&
         fixed + b->ring_bytes > params->ram_bytes && fixed + ring_min <= params->ram_bytes)
         return hr_error_set(err, -ENOMEM,

@@ -409,6 +409,8 @@ int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float
         return hr_error_set(
             err, -EINVAL, "forward %u has the timestep %g, but the model was opened for %g",
             dit->n_done, (double) inputs[0].timestep, (double) dit->timesteps[dit->n_done]);
+    if (dit->n_done == 1) /* the first has filled it; its pages are there now */
+        hr_dit_register_resident(dit);
     r = run(dit, inputs, velocities, err);
     if (r < 0)
         dit->failed = r;

@@ -60,7 +60,7 @@ static int measure_disk(const struct hr_dit *dit, const struct hr_dit_params *pa
         return hr_error_set(err, -ENOMEM, "no memory for %u names", dit->model.n_plan);
     stream_params.ring_bytes = dit->budget.ring_bytes;
     stream_params.trace = NULL;
-    r = hr_stream_open_blocks(&stream, dit->checkpoint, &stream_params, &dit->blocks, err);
+    r = hr_stream_open_blocks(&stream, dit->checkpoint, &stream_params, &dit->blocks, NULL, err);
     if (r == 0)
         r = hr_stream_plan(stream, names, choose_sample(&dit->model, names), 0, 1, err);
     if (r == 0)

@@ -81,7 +81,8 @@ struct hr_stream_blocks hr_stream_choose_blocks(const struct hr_checkpoint *chec
 
 int hr_stream_open_blocks(struct hr_stream **ret_stream, const struct hr_checkpoint *checkpoint,
                           const struct hr_stream_params *params,
-                          const struct hr_stream_blocks *blocks, struct hr_error *err)
+                          const struct hr_stream_blocks *blocks,
+                          const struct hr_reader_memory *memory, struct hr_error *err)
 {
     const uint32_t n_files = hr_checkpoint_n_shards(checkpoint);
     struct hr_stream *stream = calloc(1, sizeof(*stream));
@@ -116,6 +117,7 @@ int hr_stream_open_blocks(struct hr_stream **ret_stream, const struct hr_checkpo
     const struct hr_reader_params reader_params = {
         .files = stream->files,
         .n_files = n_files,
+        .memory = memory,
         .ring_bytes = params->ring_bytes ? params->ring_bytes : HR_RING_BYTES_DEFAULT,
         .block_bytes = blocks->block_bytes,
         .depth = blocks->depth,
@@ -145,7 +147,7 @@ int hr_stream_open(struct hr_stream **ret_stream, const struct hr_checkpoint *ch
         params = &defaults;
     const struct hr_stream_blocks blocks = hr_stream_choose_blocks(checkpoint, params);
 
-    return hr_stream_open_blocks(ret_stream, checkpoint, params, &blocks, err);
+    return hr_stream_open_blocks(ret_stream, checkpoint, params, &blocks, NULL, err);
 }
 
 static int find_tensors(const struct hr_checkpoint *checkpoint, const char *const *names,

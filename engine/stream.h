@@ -5,6 +5,7 @@
 
 #include "common/common.h"
 #include "engine/tuning.h"
+#include "io/io.h"
 
 /* The smallest ring_bytes with which these tensors can be streamed, holding one unit at a time. */
 uint64_t hr_stream_ring_bytes_min(const struct hr_tensor *const *tensors, uint32_t n);
@@ -21,10 +22,12 @@ struct hr_stream_blocks {
 };
 struct hr_stream_blocks hr_stream_choose_blocks(const struct hr_checkpoint *checkpoint,
                                                 const struct hr_stream_params *params);
-/* hr_stream_open() with the choice made before. */
+/* hr_stream_open() with the choice made before.
+ * @param memory  of a device, for the ring; borrowed until close. NULL: the host's */
 int hr_stream_open_blocks(struct hr_stream **ret_stream, const struct hr_checkpoint *checkpoint,
                           const struct hr_stream_params *params,
-                          const struct hr_stream_blocks *blocks, struct hr_error *err);
+                          const struct hr_stream_blocks *blocks,
+                          const struct hr_reader_memory *memory, struct hr_error *err);
 
 /* Are the files as they were when the stream was opened? @return 0 or -ESTALE with a message */
 int hr_stream_check_files(const struct hr_stream *stream, struct hr_error *err);

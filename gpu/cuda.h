@@ -29,8 +29,9 @@ struct hr_cuda {
     cudaStream_t copies, computes;
     struct hr_slots slots;
     unsigned char *slot_memory;
-    /* Of slots, by ticket modulo HR_SLOTS_MAX. copied: on `copies`, after the copy into it; used:
-     * on `computes`, after the last operation on it. */
+    uint64_t n_in_ring; /* tickets of weights in the ring, where there is one instead of slots */
+    /* Of slots, or weights in the ring, by ticket modulo HR_SLOTS_MAX. copied: on `copies`, after
+     * the copy into it; used: on `computes`, after the last operation on it. */
     cudaEvent_t copied[HR_SLOTS_MAX], used[HR_SLOTS_MAX];
     bool is_staged[HR_SLOTS_MAX];
 

@@ -28,6 +28,9 @@ struct hr_device_fns {
     /* What the device takes of its own memory beside the arena, as its open() does; parts of one
      * use stand together. NULL, or 0 parts: the arena is host memory. */
     uint32_t (*device_parts)(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
+    /* Of a device that can have a ring: see hr_gpu_begin_thread(). NULL: params->ring_bytes is 0.
+     */
+    int (*begin_thread)(struct hr_gpu *gpu);
     /* See hr_gpu_register_host(). NULL, both: nothing to do. */
     int (*register_host)(struct hr_gpu *gpu, void *base, size_t size_bytes);
     void (*unregister_host)(struct hr_gpu *gpu, void *base);
@@ -60,10 +63,21 @@ struct hr_gpu {
     unsigned char *arena;
     uint64_t arena_bytes;
     uint64_t arena_used; /* gpu.c's */
+    unsigned char *ring; /* params->ring_bytes; NULL: none */
+    uint64_t ring_bytes;
+    bool ring_is_abandoned; /* and its memory is never freed */
 };
+
+/* Whether bytes that are to be staged lie in the device's ring already. */
+static inline bool hr_device_has(const struct hr_gpu *gpu, const void *bytes)
+{
+    return gpu->ring && (uintptr_t) bytes - (uintptr_t) gpu->ring < gpu->ring_bytes;
+}
 
 /* The arena as the first parts. @return how many, 1 or 2 */
 uint32_t hr_gpu_arena_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
+/* The slots, or the ring with what its alignment may take. */
+struct hr_gpu_part hr_gpu_weights_part(const struct hr_gpu_params *params, uint64_t slot_bytes);
 /* "activations 120, slots of weights 32, scratch 112": the uses of n parts in MiB. @return buf */
 char *hr_gpu_parts_text(char *buf, size_t buf_bytes, const struct hr_gpu_part *parts, uint32_t n);
 

@@ -92,6 +92,18 @@ static int error_unknown_device(const char *name, struct hr_error *err)
                         allowed);
 }
 
+static int check_ring(const struct hr_device_fns *fns, const struct hr_gpu_params *params,
+                      struct hr_error *err)
+{
+    hr_assert(params->ring_bytes % HR_GPU_RING_STEP == 0);
+    if (params->ring_bytes == 0 || fns->begin_thread)
+        return 0;
+    return hr_error_set(err, -EOPNOTSUPP,
+                        "reading into the memory of a GPU needs one: device %s computes in the "
+                        "host's; use --device cuda, or another --io",
+                        fns->name);
+}
+
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err)
 {
     struct hr_gpu_params resolved = *params;
@@ -108,10 +120,14 @@ int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, str
     if (params->n_threads > HR_GPU_THREADS_MAX)
         return hr_error_set(err, -EINVAL, "%u threads: the device takes at most %d",
                             params->n_threads, HR_GPU_THREADS_MAX);
-    rc = fns->open(&gpu, &resolved, err);
+    rc = check_ring(fns, params, err);
+    if (rc == 0)
+        rc = fns->open(&gpu, &resolved, err);
     if (rc < 0)
         return rc;
     hr_assert(gpu->fns == fns && gpu->arena_bytes >= params->arena_bytes);
+    hr_assert(gpu->ring_bytes == params->ring_bytes && !gpu->ring == !gpu->ring_bytes);
+    hr_assert((uintptr_t) gpu->ring % HR_GPU_RING_STEP == 0);
     if (is_auto(resolved.device))
         hr_log(HR_LOG_INFO, "device: %s%s%s", gpu->name, why.code ? "; not used: " : "",
                why.message);
@@ -153,6 +169,15 @@ uint32_t hr_gpu_arena_parts(const struct hr_gpu_params *params, struct hr_gpu_pa
     return params->weights_bytes > 0 ? 2 : 1;
 }
 
+struct hr_gpu_part hr_gpu_weights_part(const struct hr_gpu_params *params, uint64_t slot_bytes)
+{
+    static const char slots[] = "slots of weights", ring[] = "ring of weights";
+
+    if (params->ring_bytes)
+        return (struct hr_gpu_part){ring, ring, params->ring_bytes + HR_GPU_RING_STEP};
+    return (struct hr_gpu_part){slots, slots, slot_bytes};
+}
+
 uint32_t hr_gpu_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts)
 {
     struct hr_gpu_params resolved = *params;
@@ -189,10 +214,19 @@ char *hr_gpu_parts_text(char *buf, size_t buf_bytes, const struct hr_gpu_part *p
 int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
                         struct hr_error *err)
 {
+    struct hr_gpu_params resolved = *params;
     struct hr_gpu_part parts[HR_GPU_PARTS_MAX];
     const uint32_t n = hr_gpu_device_parts(params, parts);
+    struct hr_error why = {0};
     uint64_t total = 0;
     char text[256];
+
+    resolved.device = resolve(params->device);
+    const struct hr_device_fns *fns = device_find(&resolved, &why);
+    const int r = fns ? check_ring(fns, params, err) : 0;
+
+    if (r < 0)
+        return r;
 
     for (uint32_t i = 0; i < n; i++)
         total += parts[i].size_bytes;
@@ -234,6 +268,23 @@ void hr_gpu_unregister_host(struct hr_gpu *gpu, void *base)
 {
     if (gpu->fns->unregister_host)
         gpu->fns->unregister_host(gpu, base);
+}
+
+void *hr_gpu_ring(const struct hr_gpu *gpu, uint64_t *ret_bytes)
+{
+    *ret_bytes = gpu->ring_bytes;
+    return gpu->ring;
+}
+
+int hr_gpu_begin_thread(struct hr_gpu *gpu)
+{
+    hr_assert(gpu->ring);
+    return gpu->fns->begin_thread(gpu);
+}
+
+void hr_gpu_abandon_ring(struct hr_gpu *gpu)
+{
+    gpu->ring_is_abandoned = true;
 }
 
 int hr_gpu_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes)

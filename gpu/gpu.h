@@ -31,6 +31,7 @@
 enum {
     HR_HEAD_DIM = 128,
     HR_GPU_ARENA_STEP = 256, /* to a multiple of it devices may round up an arena */
+    HR_GPU_RING_STEP = 64 << 10,
     HR_GPU_THREADS_MAX = 256,
     /* A product of up to this many tokens gives each of them the bits that it has alone. */
     HR_TOKENS_INDEPENDENT_MAX = 6,
@@ -47,6 +48,10 @@ struct hr_gpu_params {
                             device's choice. The CPU device has none: weights stay in the ring */
     uint64_t vram_bytes; /* upper bound on the memory of a device that has its own; 0: none. Slots
                             shrink to fit                                                     */
+    /* Device memory that others read files into, past the host's memory; a multiple of
+     * HR_GPU_RING_STEP. Weights are used where they arrive there, and there are no slots. 0: none
+     */
+    uint64_t ring_bytes;
     uint64_t arena_bytes;   /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
     uint64_t weights_bytes; /* of them, for weights that stay: named apart where memory is short */
     /* Once it is not 0, operations stop within milliseconds and return -ECANCELED; any thread may
@@ -55,7 +60,7 @@ struct hr_gpu_params {
 };
 
 /* @return 0; -ENODEV no such device, -ENOMEM, -EINVAL n_threads out of range, -EAGAIN the system
- * has no more threads */
+ * has no more threads, -EOPNOTSUPP a ring on a device that computes in the host's memory */
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err);
 void hr_gpu_close(struct hr_gpu **gpu);
 const char *hr_gpu_name(const struct hr_gpu *gpu); /* "cpu (oneDNN 2.6.0, 2 threads, avx512)" */
@@ -75,6 +80,13 @@ int hr_gpu_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes);
 /* Before registered memory is given up and before close. Waits for copies. */
 void hr_gpu_unregister_host(struct hr_gpu *gpu, void *base);
 
+/* The ring of device memory, at a multiple of HR_GPU_RING_STEP; NULL: none was asked for. */
+void *hr_gpu_ring(const struct hr_gpu *gpu, uint64_t *ret_bytes);
+/* Before a thread hands addresses of the device to other libraries. @return 0 or -ENODEV */
+int hr_gpu_begin_thread(struct hr_gpu *gpu);
+/* Others may write into the ring for good: hr_gpu_close() leaves the memory as it is. */
+void hr_gpu_abandon_ring(struct hr_gpu *gpu);
+
 int hr_gpu_upload(struct hr_gpu *gpu, void *dst, const void *src_host, size_t size_bytes);
 /* Waits for all earlier operations. */
 int hr_gpu_download(struct hr_gpu *gpu, void *dst_host, const void *src, size_t size_bytes);
@@ -91,13 +103,14 @@ struct hr_gpu_weight {
     uint64_t ticket;
 };
 
-/* Make size_bytes bytes at `host` (any address) usable by later operations. */
+/* Make size_bytes bytes at `host` (any address), or of the ring of device memory, usable by later
+ * operations. */
 int hr_gpu_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,
                  size_t size_bytes);
 /* Say that no further operation will use the weight. */
 void hr_gpu_unstage(struct hr_gpu *gpu, const struct hr_gpu_weight *weight);
-/* Whether the host bytes of an unstaged weight may be overwritten now; with `wait` it waits until
- * they may, and returns true. */
+/* Whether the bytes that an unstaged weight was staged from may be overwritten now; with `wait` it
+ * waits until they may, and returns true. */
 bool hr_gpu_host_is_free(struct hr_gpu *gpu, const struct hr_gpu_weight *weight, bool wait);
 
 /* ---- operations --------------------------------------------------------------------- */
@@ -215,7 +228,8 @@ enum { HR_GPU_PARTS_MAX = 16 };
  * @param ret_parts  HR_GPU_PARTS_MAX
  * @return how many; 0: arena and scratch are host memory */
 uint32_t hr_gpu_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
-/* Their sum. @return 0, or -ENOMEM: more than params->vram_bytes, the parts named */
+/* Their sum. @return 0, -ENOMEM more than params->vram_bytes, the parts named, or -EOPNOTSUPP as
+ * hr_gpu_open() */
 int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
                         struct hr_error *err);
 

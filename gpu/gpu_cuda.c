@@ -166,12 +166,12 @@ static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
 }
 
 /* Beside the arena; all but the last lie in this order in the one allocation. */
-enum part { SLOTS, SUMS, CAST, LOW, PACKED, WORKSPACE, ALLOWANCE, N_PARTS };
+enum part { WEIGHTS, SUMS, CAST, LOW, PACKED, WORKSPACE, ALLOWANCE, N_PARTS };
 
 static uint32_t cuda_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts)
 {
     const struct hr_gpu_part parts[N_PARTS] = {
-        [SLOTS] = {"slots of weights", "slots of weights", slot_bytes_of(params)},
+        [WEIGHTS] = hr_gpu_weights_part(params, slot_bytes_of(params)),
         [SUMS] = {"scratch", "sums of products", HR_CUDA_SUMS_BYTES},
         [CAST] = {"scratch", "rows of weights, cast", HR_CUDA_CAST_BYTES},
         [LOW] = {"scratch", "rows of LoRAs", HR_CUDA_LOW_BYTES},
@@ -223,7 +223,14 @@ static int take_memory(struct hr_cuda *cuda, const struct hr_gpu_params *params,
     cuda->gpu.arena = cuda->memory;
     cuda->gpu.arena_bytes = arena_bytes;
     cuda->slot_memory = cuda->memory + arena_bytes;
-    hr_slots_init(&cuda->slots, parts[SLOTS].size_bytes);
+    if (!params->ring_bytes) {
+        hr_slots_init(&cuda->slots, parts[WEIGHTS].size_bytes);
+    } else {
+        const uintptr_t at = (uintptr_t) cuda->slot_memory;
+
+        cuda->gpu.ring = cuda->slot_memory + (hr_align_up(at, HR_GPU_RING_STEP) - at);
+        cuda->gpu.ring_bytes = params->ring_bytes;
+    }
     cuda->sums = (float *) (void *) (cuda->memory + ends[SUMS - 1]);
     cuda->cast = cuda->memory + ends[CAST - 1];
     cuda->low = cuda->memory + ends[LOW - 1];
@@ -254,7 +261,7 @@ static void cuda_close(struct hr_gpu *gpu)
         cudaStreamDestroy(cuda->computes);
     if (cuda->copies)
         cudaStreamDestroy(cuda->copies);
-    if (cuda->memory)
+    if (cuda->memory && !gpu->ring_is_abandoned)
         cudaFree(cuda->memory);
     (void) cudaGetLastError();
     free(cuda);
@@ -322,6 +329,13 @@ static int cuda_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params
              hr_lt_version() / 100 % 100);
     *ret_gpu = &cuda->gpu;
     return 0;
+}
+
+static int cuda_begin_thread(struct hr_gpu *gpu)
+{
+    const cudaError_t e = cudaSetDevice(((const struct hr_cuda *) gpu)->ordinal);
+
+    return hr_cuda_check(e, "device") < 0 ? -ENODEV : 0;
 }
 
 static int cuda_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
@@ -431,6 +445,11 @@ static int cuda_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, cons
 {
     struct hr_cuda *cuda = (struct hr_cuda *) gpu;
     uint64_t offset, ticket;
+
+    if (hr_device_has(gpu, host)) {
+        *ret_weight = (struct hr_gpu_weight){.data = host, .ticket = cuda->n_in_ring++};
+        return 0;
+    }
     int r = hr_cuda_check(cudaSetDevice(cuda->ordinal), "device");
 
     if (r == 0)
@@ -466,12 +485,14 @@ static void cuda_unstage(struct hr_gpu *gpu, const struct hr_gpu_weight *weight)
     cuda->is_staged[i] = false;
 }
 
-/* Of a place used by a later slot since, the later copy is asked for: copies are done in order.
- * After a failure nothing reads the host's bytes any more. */
+/* Of a place used by a later slot since, the later copy is asked for: copies are done in order, as
+ * operations are, which use weights in the ring. After a failure nothing reads the host's bytes any
+ * more. */
 static bool cuda_host_is_free(struct hr_gpu *gpu, const struct hr_gpu_weight *weight, bool wait)
 {
     const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
-    const cudaEvent_t event = cuda->copied[weight->ticket % HR_SLOTS_MAX];
+    const size_t i = weight->ticket % HR_SLOTS_MAX;
+    const cudaEvent_t event = hr_device_has(gpu, weight->data) ? cuda->used[i] : cuda->copied[i];
     cudaError_t e = cudaSetDevice(cuda->ordinal);
 
     if (e == cudaSuccess)
@@ -494,6 +515,7 @@ const struct hr_device_fns hr_device_cuda = {
     .close = cuda_close,
     .scratch_bytes = cuda_scratch_bytes,
     .device_parts = cuda_device_parts,
+    .begin_thread = cuda_begin_thread,
     .register_host = cuda_register_host,
     .unregister_host = cuda_unregister_host,
     .upload = cuda_upload,

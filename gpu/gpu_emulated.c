@@ -84,8 +84,10 @@ struct emulated {
     bool stop;
     int failed; /* the first failure of an operation; all later ones are left out */
     struct hr_slots slots;
-    unsigned char *memory; /* of the slots */
-    /* Of live slots, by ticket: how far the queues must be. used 0: still staged. */
+    unsigned char *memory; /* of the slots, or the ring */
+    uint64_t n_in_ring;    /* tickets of weights there  */
+    /* Of live slots, or weights in the ring, by ticket: how far the queues must be. used 0: still
+     * staged. */
     uint64_t copied[HR_SLOTS_MAX], used[HR_SLOTS_MAX];
     unsigned delay_us;
     uint64_t random;
@@ -239,7 +241,8 @@ static void emulated_close(struct hr_gpu *gpu)
     pthread_mutex_destroy(&e->lock);
     if (e->inner)
         e->inner->fns->close(e->inner);
-    free(e->memory);
+    if (!e->gpu.ring_is_abandoned)
+        free(e->memory);
     free(e);
 }
 
@@ -263,18 +266,23 @@ static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
     return params->slot_bytes ? params->slot_bytes : SLOT_BYTES_DEFAULT;
 }
 
+static uint64_t weights_bytes_of(const struct hr_gpu_params *params)
+{
+    return hr_gpu_weights_part(params, slot_bytes_of(params)).size_bytes;
+}
+
 /* With a limit it counts as memory of its own, as a GPU's; all of it is the host's, see below. */
 static uint32_t emulated_device_parts(const struct hr_gpu_params *params,
                                       struct hr_gpu_part *ret_parts)
 {
-    ret_parts[0] =
-        (struct hr_gpu_part){"slots of weights", "slots of weights", slot_bytes_of(params)};
+    ret_parts[0] = hr_gpu_weights_part(params, slot_bytes_of(params));
     return params->vram_bytes > 0;
 }
 
 static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
                          struct hr_error *err)
 {
+    const uint64_t weights_bytes = hr_align_up(weights_bytes_of(params), HR_GPU_RING_STEP);
     struct emulated *e = calloc(1, sizeof(*e));
     unsigned delay_us = 0;
     int r = parse_delay(params->device, &delay_us, err);
@@ -287,10 +295,11 @@ static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *pa
     pthread_cond_init(&e->changed, NULL);
     e->delay_us = delay_us;
     e->random = 0x9e3779b97f4a7c15u;
-    hr_slots_init(&e->slots, slot_bytes_of(params));
-    e->memory = aligned_alloc(HR_SLOT_ALIGN, e->slots.size_bytes);
+    if (!params->ring_bytes)
+        hr_slots_init(&e->slots, slot_bytes_of(params));
+    e->memory = aligned_alloc(HR_GPU_RING_STEP, weights_bytes);
     if (e->memory)
-        memset(e->memory, 0, e->slots.size_bytes); /* all pages now, none later */
+        memset(e->memory, 0, weights_bytes); /* all pages now, none later */
     r = e->memory ? hr_device_cpu.open(&e->inner, params, err) : -ENOMEM;
     if (r == 0)
         r = queue_start(&e->copies, e);
@@ -305,6 +314,8 @@ static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *pa
         .act = params->act,
         .arena = e->inner->arena,
         .arena_bytes = e->inner->arena_bytes,
+        .ring = params->ring_bytes ? e->memory : NULL,
+        .ring_bytes = params->ring_bytes,
     };
     snprintf(e->gpu.name, sizeof(e->gpu.name), "emulated, copies up to %u us late: %.50s", delay_us,
              e->inner->name);
@@ -315,7 +326,7 @@ static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *pa
 static uint64_t emulated_scratch_bytes(const struct hr_gpu_params *params)
 {
     return hr_device_cpu.scratch_bytes(params) +
-           (params->vram_bytes ? params->vram_bytes : slot_bytes_of(params)) +
+           (params->vram_bytes ? params->vram_bytes : weights_bytes_of(params)) +
            sizeof(struct emulated);
 }
 
@@ -359,6 +370,13 @@ static int emulated_copy(struct hr_gpu *gpu, void *dst, const void *src, size_t 
     return ask(&((struct emulated *) gpu)->computes, &c);
 }
 
+/* All of its memory is the process's. */
+static int emulated_begin_thread(struct hr_gpu *gpu)
+{
+    (void) gpu;
+    return 0;
+}
+
 /* ---- weights -------------------------------------------------------------------------------- */
 
 static int emulated_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,
@@ -368,6 +386,10 @@ static int emulated_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, 
     uint64_t offset, ticket;
     int r;
 
+    if (hr_device_has(gpu, host)) {
+        *ret_weight = (struct hr_gpu_weight){.data = host, .ticket = e->n_in_ring++};
+        return 0;
+    }
     if (size_bytes > e->slots.size_bytes)
         return -ENOMEM;
     while (!hr_slots_take(&e->slots, size_bytes, &offset, &ticket)) {
@@ -403,11 +425,14 @@ static void emulated_unstage(struct hr_gpu *gpu, const struct hr_gpu_weight *wei
     e->used[weight->ticket % HR_SLOTS_MAX] = e->computes.n_asked;
 }
 
-/* Of a slot given out anew since, the later copy is asked for: copies are done in order. */
+/* Of a slot given out anew since, the later copy is asked for: copies are done in order. So are
+ * operations, which use weights in the ring. */
 static bool emulated_host_is_free(struct hr_gpu *gpu, const struct hr_gpu_weight *weight, bool wait)
 {
     struct emulated *e = (struct emulated *) gpu;
 
+    if (hr_device_has(gpu, weight->data))
+        return reached(&e->computes, e->used[weight->ticket % HR_SLOTS_MAX], wait);
     return reached(&e->copies, e->copied[weight->ticket % HR_SLOTS_MAX], wait);
 }
 
@@ -480,6 +505,7 @@ const struct hr_device_fns hr_device_emulated = {
     .close = emulated_close,
     .scratch_bytes = emulated_scratch_bytes,
     .device_parts = emulated_device_parts,
+    .begin_thread = emulated_begin_thread,
     .upload = emulated_upload,
     .download = emulated_download,
     .sync = emulated_sync,

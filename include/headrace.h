@@ -191,7 +191,9 @@ struct hr_stream_params {
     uint32_t depth;        /* reads in flight; 0: as saved for this disk, else 16. What is saved
                               (see hr_tuning) counts only where both are 0                      */
     const char *io;        /* "io_uring", "libaio", "pread", NULL or "auto": first that works;
-                              the environment variable HEADRACE_IO stands in for NULL           */
+                              the environment variable HEADRACE_IO stands in for NULL. "cufile",
+                              for a model on a GPU only: GPUDirect Storage, from the disk into the
+                              GPU's memory past the host's                                      */
     enum hr_direct direct; /* O_DIRECT; AUTO: where the filesystem takes it and the file is not
                               in the page cache already                                        */
     enum hr_switch huge_pages; /* OFF: the ring is of small pages. AUTO and ON: of huge ones as

@@ -34,7 +34,7 @@ class Usage(ModelCase):
         self.assert_usage(["forward", self.model, "--inputs", "--timestep", "750"],
                           "--inputs needs a value: FILE; one that reads so is written --inputs=--timestep")
         self.assert_usage([*forward, "--trace", "--timestep=3"], "is written --trace=--timestep=3")
-        self.assert_usage([*forward, "--io", "uring"], "--io", '"uring"', "auto|io_uring|libaio|pread\n")
+        self.assert_usage([*forward, "--io", "uring"], "--io", '"uring"', "auto|io_uring|libaio|pread|cufile\n")
         self.assert_usage([*forward, "--io", "io_urin"], "did you mean io_uring")
         self.assert_usage([*forward, "--io", "null", "--output", "x"], "its result is none; leave --output out")
         result = headrace(*forward, "--output", "x", env=environment(HEADRACE_IO="null"))

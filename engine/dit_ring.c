@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dit_ring.c -- memory that disk and device share: host memory that copies leave from, or a ring on
+ * the device that the disk's bytes go straight into. */
+#include <errno.h>
+
+#include "engine/dit.h"
+
+/* ---- host memory that the device knows ------------------------------------------------------ */
+
+/* Where that fails copies are slower, which the device has said. */
+static void register_host(struct hr_dit *dit, void *base, size_t n_bytes)
+{
+    hr_assert(dit->n_registered < HR_ARRAY_SIZE(dit->registered));
+    if (hr_gpu_register_host(dit->gpu, base, n_bytes) == 0)
+        dit->registered[dit->n_registered++] = base;
+}
+
+void hr_dit_register_ring(struct hr_dit *dit)
+{
+    void *base;
+    size_t n_bytes;
+
+    if (dit->budget.device_ring_bytes)
+        return;
+    hr_stream_ring(dit->stream, &base, &n_bytes);
+    register_host(dit, base, n_bytes);
+}
+
+void hr_dit_register_resident(struct hr_dit *dit)
+{
+    if (dit->resident.size_bytes > 0)
+        register_host(dit, dit->resident.store, dit->resident.size_bytes);
+}
+
+void hr_dit_unregister(struct hr_dit *dit)
+{
+    while (dit->n_registered > 0)
+        hr_gpu_unregister_host(dit->gpu, dit->registered[--dit->n_registered]);
+}
+
+/* ---- a ring on the device ------------------------------------------------------------------- */
+
+int hr_dit_ring_check(const struct hr_dit_params *params, struct hr_error *err)
+{
+    const char *what = NULL;
+
+    if (params->states)
+        what = "a table of states";
+    else if (params->onload_dtype == HR_ONLOAD_FP8)
+        what = "an onload dtype of fp8";
+    else if (params->manifest && params->verify != HR_VERIFY_OFF)
+        what = "comparing with a manifest";
+    if (!what || !hr_io_reads_into_device(params->stream.io))
+        return 0;
+    return hr_error_set(err, -EOPNOTSUPP,
+                        "%s needs the weights in the host's memory, which I/O backend cufile reads "
+                        "past; use another --io",
+                        what);
+}
+
+static int begin_thread(void *user)
+{
+    return hr_gpu_begin_thread(user);
+}
+
+static void abandon(void *user)
+{
+    hr_gpu_abandon_ring(user);
+}
+
+const struct hr_reader_memory *hr_ring_memory_of(struct hr_reader_memory *memory,
+                                                 struct hr_gpu *gpu)
+{
+    *memory = (struct hr_reader_memory){
+        .begin_thread = begin_thread,
+        .abandon = abandon,
+        .user = gpu,
+    };
+    memory->base = hr_gpu_ring(gpu, &memory->size_bytes);
+    return memory->base ? memory : NULL;
+}
