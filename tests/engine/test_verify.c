@@ -20,7 +20,9 @@
 
 enum { FLIPS = 1000, DAMAGES_MAX = 256 };
 
-static const struct hr_verify_params small = {.stream = {.ring_bytes = 4 << 20, .io = "pread"}};
+/* Few reads at a time, for each has a thread and a thousand runs follow. */
+static const struct hr_verify_params small = {
+    .stream = {.ring_bytes = 4 << 20, .depth = 2, .io = "pread"}};
 
 /* What a verification found. */
 static struct {
