@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels_ref.c -- every operation as its formula, in double precision: the specification.
  *
- * Never optimised: what is fast is compared with this. Rounding happens where gpu.h says so and
- * nowhere else.
+ * Never optimised, but that a linear layer's values are decoded once: what is fast is compared with
+ * this. Rounding happens where gpu.h says so and nowhere else.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -129,14 +129,21 @@ static double low_rank(const struct hr_low_rank *low, size_t t, size_t n)
 
 void hr_linear_ref(const struct hr_linear *p)
 {
-    for (size_t t = 0; t < p->n_tokens; t++) {
-        for (size_t n = 0; n < p->n_out; n++) {
+    double *x = malloc((p->n_tokens + 1) * p->n_in * sizeof(*x)), *w = x + p->n_tokens * p->n_in;
+
+    hr_assert(x);
+    for (size_t t = 0; t < p->n_tokens; t++)
+        for (size_t k = 0; k < p->n_in; k++)
+            x[t * p->n_in + k] = load(p->x, p->x_dtype, t * p->x_stride + k);
+    for (size_t n = 0; n < p->n_out; n++) {
+        for (size_t k = 0; k < p->n_in; k++)
+            w[k] = cast(load(p->w, p->w_dtype, n * p->n_in + k), p->x_dtype);
+        for (size_t t = 0; t < p->n_tokens; t++) {
             const size_t o = t * p->out_stride + n;
             double y = 0.0;
 
             for (size_t k = 0; k < p->n_in; k++)
-                y += load(p->x, p->x_dtype, t * p->x_stride + k) *
-                     cast(load(p->w, p->w_dtype, n * p->n_in + k), p->x_dtype);
+                y += x[t * p->n_in + k] * w[k];
             if (p->w_scale)
                 y *= (double) p->w_scale[n * p->w_scale_stride];
             for (size_t i = 0; i < p->n_low; i++)
@@ -150,6 +157,7 @@ void hr_linear_ref(const struct hr_linear *p)
             store(p->out, p->out_dtype, o, y);
         }
     }
+    free(x);
 }
 
 /* ---- the rest ----------------------------------------------------------------------- */

@@ -137,14 +137,18 @@ static inline void multiply(float *c, const uint32_t *a, uint32_t b0, uint32_t b
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
     const unsigned char *all = player::exchange(mine, sizeof(mine));
     const unsigned lane = threadIdx.x % 32;
+    double rows[2][16], columns[2][16]; /* those that meet in this lane's four sums */
 
+    for (unsigned i = 0; i < 2; i++)
+        for (unsigned k = 0; k < 16; k++) {
+            rows[i][k] = half_of(all, lane / 4 * 4 + k % 8 / 2, i + k / 8 * 2, k % 2);
+            columns[i][k] = half_of(all, (lane % 4 * 2 + i) * 4 + k % 8 / 2, 4 + k / 8, k % 2);
+        }
     for (unsigned i = 0; i < 4; i++) {
-        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         double sum = c[i];
 
         for (unsigned k = 0; k < 16; k++)
-            sum += (double) half_of(all, row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2, k % 2) *
-                   (double) half_of(all, column * 4 + k % 8 / 2, 4 + k / 8, k % 2);
+            sum += rows[i / 2][k] * columns[i % 2][k];
         c[i] = (float) sum;
     }
 }

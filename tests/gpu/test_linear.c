@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -195,6 +196,14 @@ static void check_shape(struct devices *d, struct check_rng *rng, const struct h
     layer_uninit(&l);
 }
 
+/* Of all dtypes and epilogues; fewer where other builds draw sizes enough. */
+static size_t n_rounds(void)
+{
+    const char *text = getenv("HEADRACE_TEST_ROUNDS");
+
+    return text ? strtoul(text, NULL, 10) : 3;
+}
+
 /* Every pair of dtypes with every epilogue, sizes drawn from around the widths of vectors. */
 static void test_dtypes(void **state)
 {
@@ -205,7 +214,7 @@ static void test_dtypes(void **state)
 
     (void) state;
     devices_open(&d, HR_DTYPE_BF16);
-    for (size_t i = 0; i < 2 * 2 * 5 * 5 * 3; i++) {
+    for (size_t i = 0; i < 2 * 2 * 5 * 5 * n_rounds(); i++) {
         struct hr_linear shape = {
             .x_dtype = x_dtypes[i % 2],
             .out_dtype = x_dtypes[i / 2 % 2],
