@@ -111,8 +111,7 @@ static bool has_copies(const struct memory *m)
     return hr_gpu_device_bytes(&gpu, &bytes, NULL) == 0 && bytes > 0;
 }
 
-/* The largest sizes that memory allows; only with the smallest, where there is a limit, a smaller
- * ring. */
+/* The largest sizes that memory allows; only with the smallest a smaller ring. */
 static int choose_memory(struct memory *m, struct hr_rates *rates)
 {
     const struct hr_rates_params *p = rates->params;
@@ -141,7 +140,7 @@ static int choose_memory(struct memory *m, struct hr_rates *rates)
     }
     if (!any)
         return refuse_vram(m, rates);
-    if (p->ram_bytes && !p->stream.ring_bytes && beside_ring(m) + least <= limit) {
+    if (!p->stream.ring_bytes && beside_ring(m) + least <= limit) {
         m->ring_bytes = hr_align_down(limit - beside_ring(m), RING_STEP_BYTES);
         return 0;
     }

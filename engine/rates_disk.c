@@ -232,10 +232,13 @@ static int accompany(const struct hr_rates *rates, struct reading *reading, uint
 
 static int read_window(struct hr_rates *rates, struct reading *reading, uint64_t *copied)
 {
+    char text[128];
     int r = hr_thread_start(&reading->thread, "hr-rates", 0, reading_main, reading);
 
     if (r < 0)
-        return hr_error_set(rates->err, r, "the system gives no thread for reading");
+        return hr_error_set(rates->err, r,
+                            "no thread for reading: %s; raise the limit on processes (ulimit -u)",
+                            hr_strerror(r, text, sizeof(text)));
     r = accompany(rates, reading, copied);
     if (r < 0)
         stop(reading);

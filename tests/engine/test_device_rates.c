@@ -134,6 +134,9 @@ static void test_refused(void **state)
                                             .ram_bytes = 400 * HR_MIB,
                                             .stream.ring_bytes = 300 * HR_MIB},
                   -ENOMEM, "ring 300");
+    check_refused(
+        &(struct hr_rates_params){.device = "cpu", .stream.ring_bytes = UINT64_C(1) << 50}, -ENOMEM,
+        "memory has room for ");
     check_refused(&(struct hr_rates_params){.device = "cpu", .cancel = &now}, -ECANCELED,
                   "interrupted");
     check_refused(&(struct hr_rates_params){.device = "cpu", .stream.io = "carrier pigeon"},
