@@ -119,6 +119,12 @@ static int print_json(const struct plan *plan)
 
     json_object_set_new(obj, "device_memory_bytes",
                         json_integer((json_int_t) p->device_memory_bytes));
+    json_object_set_new(obj, "tokens", json_integer((json_int_t) f->n_tokens));
+    json_object_set_new(obj, "compute_extrapolated", json_boolean(f->extrapolated));
+    json_object_set_new(obj, "compute_sample_tokens",
+                        f->extrapolated ? json_pack("[I, I]", (json_int_t) f->sample_tokens[0],
+                                                    (json_int_t) f->sample_tokens[1])
+                                        : json_null());
     json_object_set_new(obj, "device_resident_bytes",
                         json_integer((json_int_t) p->device_resident_bytes));
     json_object_update(obj, measured);
@@ -140,6 +146,20 @@ static void print_bytes(const struct hr_dit_prediction *p)
            cli_size(a, p->first_bytes), cli_size(b, p->later_bytes), cli_size(c, p->run_bytes));
     printf("up front  modulation of all steps, %s once; saves %s\n", cli_size(a, p->up_front_bytes),
            cli_size(b, saved_bytes(p)));
+}
+
+static void print_compute(const struct hr_dit_forecast *f)
+{
+    char text[32];
+
+    printf("compute   %s a step, ", cli_duration(text, f->compute_ns));
+    if (f->extrapolated)
+        printf("extrapolated to %llu tokens from one and two blocks of %llu and %llu, measured",
+               (unsigned long long) f->n_tokens, (unsigned long long) f->sample_tokens[0],
+               (unsigned long long) f->sample_tokens[1]);
+    else
+        printf("from one and two blocks, measured");
+    printf(" (%s)\n", f->device_name);
 }
 
 static void print_text(const struct plan *plan)
@@ -171,8 +191,7 @@ static void print_text(const struct plan *plan)
                cli_gbps(f->link_sample_bytes, f->link_sample_ns), cli_duration(a, f->link_ns));
     else
         printf("link      none: the device computes on the host's memory\n");
-    printf("compute   %s a step, from one and two blocks, measured (%s)\n",
-           cli_duration(a, f->compute_ns), f->device_name);
+    print_compute(f);
     if (p->n_forwards == 1)
         printf("time      %s\n", cli_duration(a, f->run_ns));
     else

@@ -19,6 +19,7 @@
  *   dit_ring.c     memory that disk and device share
  *   dit.c          preparation, open, close, statistics
  *   predict.c      what a run would use, without running it
+ *   predict_compute.c  and how long it would compute
  *
  * Notation: D width, NH heads of 128, J joint_attention_dim, S_i image tokens (targets, then
  * references), S_t text tokens, S = S_t + S_i with text first, C conditioning vectors (2 with

@@ -727,7 +727,12 @@ struct hr_dit_forecast {
     uint64_t disk_sample_bytes, disk_sample_ns; /* read of the model's own tensors                */
     uint64_t up_front_compute_ns; /* of the modulation of all forwards, where it comes up front   */
     uint64_t compute_ns;          /* of a forward without that, from one and two blocks           */
-    uint64_t later_disk_ns;       /* of a later forward, or the only one: its bytes alone         */
+    uint64_t n_tokens;            /* of all inputs, text included                                 */
+    /* compute_ns is not of blocks on so many tokens, which take more than seconds, but from two
+     * sizes that take less: attention by pairs of tokens, all else by tokens. */
+    bool extrapolated;
+    uint64_t sample_tokens[2];
+    uint64_t later_disk_ns; /* of a later forward, or the only one: its bytes alone         */
     /* Copies to a device that has its own memory, which compute_ns waits for, too, but for weights
      * that stay there; 0: it computes on the host's. */
     uint64_t link_sample_bytes, link_sample_ns;
@@ -740,7 +745,8 @@ struct hr_dit_forecast {
 /* What a run with these parameters would use, without running it. Of `inputs` only sizes and masks
  * are used.
  * @param ret_forecast  NULL: nothing is measured. Else at most 1 GiB of the model is read, for 1.5
- *                      s at most, and one and two blocks are computed on zeros: a few seconds
+ *                      s at most, and one and two blocks are computed on zeros, of fewer tokens
+ *                      where the inputs' own would take long: a few seconds
  * @return as hr_dit_open(): what it refuses is refused here with the same words */
 HR_API int hr_dit_predict(const struct hr_checkpoint *checkpoint,
                           const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 
 from cli_testing import ModelCase, floats, headrace, main, write_tensors
 
@@ -76,6 +77,24 @@ class Plan(ModelCase):
         late = headrace("plan", self.model, "--steps", 2, *self.sizes, "--device", "emulated:0", "--vram", "120MiB")
         self.assertRegex(late.out, r"device +at most 1[012]\d MB of its own memory \(.*weights that stay \d+ MB\)")
         self.assertRegex(self.forward().out, r"predicted \d+ MB of weights, at most \d+ MB of memory; used \d+ MB")
+
+    def test_large(self):
+        """Sizes that would take hours take seconds, and the memory of small ones."""
+        big = ["--width", 8192, "--height", 8192, "--steps", 2, "--ram", "4GiB"]
+        plan = self.plan(*big)
+        self.assertTrue(plan["compute_extrapolated"])
+        self.assertEqual(plan["tokens"], 512 * 512 + 5)
+        small, large = plan["compute_sample_tokens"]
+        self.assertTrue(small < large < plan["tokens"] / 4, plan)
+        self.assertGreater(plan["compute_s"], 60)
+        self.assertGreater(plan["activation_bytes"], 1 << 30)
+        if os.environ.get("HEADRACE_TEST_SMALL") != "1":
+            self.assertLess(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10, 1 << 30)
+        text = headrace("plan", self.model, *big).out
+        self.assertRegex(text, r"compute .* extrapolated to 262149 tokens from one and two blocks of \d+ and \d+, meas")
+        exact = self.plan(*self.sizes, "--steps", 2)
+        self.assertEqual((exact["compute_extrapolated"], exact["compute_sample_tokens"]), (False, None))
+        self.assertEqual(exact["tokens"], 2 * 15 + 4 + 3)
 
     def test_map(self):
         for args in (["--steps", 3], ["--steps", 3, "--device", "emulated:0", "--vram", "110MiB"], []):

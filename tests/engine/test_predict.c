@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "engine/dit.h"
+#include "engine/predict.h"
 #include "tests/engine/model_fixture.h"
 
 enum { H = 6, W = 10, N = HR_LATENT_CHANNELS * H * W, JOINT = 96, N_TEXT = 4, N_NEGATIVE = 2 };
@@ -318,6 +318,75 @@ static void test_forecast(void **state)
     assert_true(f.later_ns >= f.compute_ns && f.later_ns >= f.later_disk_ns);
     assert_int_equal(f.run_ns, f.first_ns + 2 * f.later_ns);
     assert_non_null(strstr(f.device_name, "cpu"));
+    assert_false(f.extrapolated); /* few tokens: at their own size */
+    assert_int_equal(f.n_tokens, H / 2 * W / 2 + N_TEXT);
+}
+
+/* A timing of n tokens, 4 of them text, of a device that takes these times. */
+static struct hr_timing made_timing(double n, double fixed_ns, double token_ns, double pair_ns)
+{
+    struct hr_timing t = {.amount = {n, n * n, n * (n - 4)}, .pair_ns = pair_ns};
+    const double last_ns = fixed_ns + token_ns * n + pair_ns * t.amount.pairs_last;
+    const double full_ns = 2 * fixed_ns + 3 * token_ns * n + pair_ns * t.amount.pairs;
+
+    t.one.blocks_ns = (uint64_t) last_ns;
+    t.two.blocks_ns = (uint64_t) (last_ns + full_ns);
+    return t;
+}
+
+static void expect_extrapolated(const struct hr_timing *at, const struct hr_timing *want)
+{
+    struct hr_timing got;
+
+    hr_predict_extrapolate(&got, &want->amount, at);
+    assert_float_equal((double) got.one.blocks_ns / (double) want->one.blocks_ns, 1.0, 1e-4);
+    assert_float_equal((double) got.two.blocks_ns / (double) want->two.blocks_ns, 1.0, 1e-4);
+}
+
+static void test_extrapolation(void **state)
+{
+    const struct {
+        double fixed_ns, token_ns, pair_ns;
+    } devices[] = {{5e7, 1e6, 100}, {0, 1e6, 100}, {5e7, 1e6, 0}};
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++) {
+        struct hr_timing at[2], want;
+
+        for (unsigned k = 0; k < 2; k++)
+            at[k] = made_timing(k ? 1024 : 256, devices[i].fixed_ns, devices[i].token_ns,
+                                devices[i].pair_ns);
+        want = made_timing(262144, devices[i].fixed_ns, devices[i].token_ns, devices[i].pair_ns);
+        expect_extrapolated(at, &want);
+    }
+    /* Times that do not grow, or fall, tell of nothing but the larger size. */
+    for (unsigned k = 1; k <= 2; k++) {
+        struct hr_timing at[2] = {made_timing(256, k * 1e9, 0, 0), made_timing(1024, 1e9, 0, 0)};
+        struct hr_timing want = made_timing(4096, 4e9, 0, 0);
+
+        expect_extrapolated(at, &want);
+    }
+}
+
+/* A picture that would take minutes. */
+static void test_forecast_large(void **state)
+{
+    struct hr_dit_inputs large = model.inputs;
+    const struct hr_dit_params params = {.n_forwards = 2};
+    const uint64_t begin_ns = hr_now_ns();
+    struct hr_dit_prediction p;
+    struct hr_dit_forecast f;
+    struct hr_error err = {0};
+
+    (void) state;
+    large.images[0].h = large.images[0].w = 512;
+    if (hr_dit_predict(model.checkpoint, &params, &large, 1, &p, &f, &err) < 0)
+        fail_msg("%s", err.message);
+    assert_true(f.extrapolated);
+    assert_int_equal(f.n_tokens, 256 * 256 + N_TEXT);
+    assert_true(f.sample_tokens[0] < f.sample_tokens[1] && f.sample_tokens[1] < f.n_tokens / 2);
+    assert_true(f.compute_ns > hr_now_ns() - begin_ns); /* or it could have been measured */
+    assert_true(hr_memory_now().peak_bytes < p.peak_memory_bytes);
 }
 
 /* What is computed on to measure is not the model's bytes, and is compared with nothing. */
@@ -354,6 +423,8 @@ int main(void)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_map),
         cmocka_unit_test(test_forecast),
+        cmocka_unit_test(test_extrapolation),
+        cmocka_unit_test(test_forecast_large),
         cmocka_unit_test(test_forecast_verified),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);

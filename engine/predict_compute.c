@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* predict_compute.c -- how long a forward computes, from one and two blocks on memory that is
+ * there.
+ *
+ * Blocks are alike, so the difference of two blocks and one, times the blocks that are left, is
+ * what the others take; what one block took beyond that, embeddings and head, comes once.
+ *
+ * Where that would take long it is done at sizes that do not, each two or four times the one
+ * before, and extrapolated from the last two. Attention grows with the pairs of tokens, and is
+ * timed apart; all else grows with the tokens, but for what each pass over the weights costs at any
+ * size: t(n) = a + b n + c pairs(n) */
+#include "engine/predict.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    FORWARDS_MAX = 6,   /* timed for each number of blocks; the shortest counts */
+    TOKENS_EXACT = 384, /* of all inputs: up to so many nothing is gained by fewer */
+    TOKENS_FIRST = 64,  /* the smallest size */
+    ATTENTIONS_MAX = 8,
+    LINK_BAND_BYTES = 16 << 20,
+    LINK_SAMPLE_BYTES = 512 << 20,
+};
+/* For each number of blocks, unless one forward takes longer: at the size itself, at others. */
+#define EXACT_NS  UINT64_C(1500000000)
+#define SAMPLE_NS UINT64_C(600000000)
+/* One and two blocks that take no longer are computed at their own size; two that take longer are
+ * enough to go by. */
+#define QUICK_NS     UINT64_C(2500000000)
+#define ENOUGH_NS    UINT64_C(1000000000)
+#define ATTENTION_NS UINT64_C(50000000)
+
+/* ---- inputs ------------------------------------------------------------------------------- */
+
+/* Inputs of given sizes, and room for the results. */
+struct dummies {
+    struct hr_dit_inputs inputs[HR_SAMPLES_MAX];
+    float *velocities[HR_SAMPLES_MAX];
+    float *zeros;
+    uint32_t n;
+};
+
+static int take_dummies(struct dummies *d, const struct hr_dit *dit, struct hr_error *err)
+{
+    uint64_t n_zeros = 0;
+    bool complete = true;
+
+    for (uint32_t i = 0; i < d->n; i++) {
+        struct hr_dit_geometry g;
+        const int r = hr_dit_geometry_init(&g, &dit->model, &d->inputs[i], err);
+
+        if (r < 0)
+            return r;
+        n_zeros = hr_max_u64(n_zeros, (uint64_t) d->inputs[i].n_text *
+                                          dit->model.config.joint_attention_dim);
+        n_zeros = hr_max_u64(n_zeros, g.n_img * HR_DIT_TOKEN_DIM);
+        d->velocities[i] = calloc(g.n_target_tokens, HR_DIT_TOKEN_DIM * sizeof(float));
+        complete = complete && d->velocities[i];
+    }
+    d->zeros = calloc(n_zeros, sizeof(float));
+    if (!complete || !d->zeros)
+        return hr_error_set(err, -ENOMEM, "no memory for inputs to measure with");
+    for (uint32_t i = 0; i < d->n; i++) {
+        d->inputs[i].prompt_emb = d->zeros;
+        for (uint32_t k = 0; k < d->inputs[i].n_images; k++)
+            d->inputs[i].images[k].data = d->zeros;
+    }
+    return 0;
+}
+
+static void free_dummies(struct dummies *d)
+{
+    for (uint32_t i = 0; i < HR_SAMPLES_MAX; i++)
+        free(d->velocities[i]);
+    free(d->zeros);
+}
+
+/* `side` of a latent, which stays even. */
+static uint32_t scale_side(uint32_t side, double factor)
+{
+    const double patches = round(side / 2 * factor);
+
+    return 2 * (uint32_t) fmin(fmax(patches, 1.0), HR_DIT_SIDE_MAX / 2);
+}
+
+/* An input in the same proportions with about n tokens, of text as many as there are but at most a
+ * quarter. */
+static struct hr_dit_inputs scale_input(const struct hr_dit_inputs *inputs,
+                                        const struct hr_dit_geometry *g, uint64_t n)
+{
+    struct hr_dit_inputs scaled = *inputs;
+    const uint64_t n_txt = hr_min_u64(g->n_txt, hr_max_u64(n / 4, 1));
+    const double factor = sqrt((double) (n - n_txt) / (double) g->n_img);
+
+    scaled.prompt_mask = NULL;
+    scaled.n_text = (uint32_t) n_txt;
+    for (uint32_t k = 0; k < scaled.n_images; k++) {
+        scaled.images[k].h = scale_side(scaled.images[k].h, factor);
+        scaled.images[k].w = scale_side(scaled.images[k].w, factor);
+    }
+    return scaled;
+}
+
+/* ---- what is timed ------------------------------------------------------------------------ */
+
+static void add_amount(struct hr_amount *amount, const struct hr_dit_geometry *g)
+{
+    amount->tokens += (double) g->n_all;
+    amount->pairs += (double) g->n_all * (double) g->n_all;
+    amount->pairs_last += (double) g->n_img * (double) g->n_all;
+}
+
+/* Copies of ring memory to the device, without computing; one that computes on the ring itself
+ * gives the address back. */
+static int measure_link(struct hr_dit *dit, struct hr_dit_forecast *forecast, struct hr_error *err)
+{
+    const uint64_t begin_ns = hr_now_ns();
+    uint64_t bytes = 0;
+    size_t ring_bytes;
+    void *ring;
+    int r = 0;
+
+    hr_stream_ring(dit->stream, &ring, &ring_bytes);
+    const size_t band_bytes = (size_t) hr_min_u64(ring_bytes, LINK_BAND_BYTES);
+
+    for (size_t at = 0; r == 0 && bytes < LINK_SAMPLE_BYTES; bytes += band_bytes) {
+        struct hr_gpu_weight weight;
+
+        at = at + 2 * band_bytes <= ring_bytes ? at + band_bytes : 0;
+        r = hr_gpu_stage(dit->gpu, &weight, (char *) ring + at, band_bytes);
+        if (r < 0)
+            break;
+        hr_gpu_unstage(dit->gpu, &weight);
+        if (weight.data == (char *) ring + at)
+            return 0;
+    }
+    if (r == 0)
+        r = hr_gpu_sync(dit->gpu);
+    if (r < 0)
+        return hr_error_set(err, r, "device %s: a copy failed", hr_gpu_name(dit->gpu));
+    forecast->link_sample_bytes = bytes;
+    forecast->link_sample_ns = hr_max_u64(hr_now_ns() - begin_ns, 1);
+    return 0;
+}
+
+/* Attention of the first sample, alone. */
+static int measure_attention(struct hr_dit *dit, struct hr_timing *timing, struct hr_error *err)
+{
+    const struct hr_dit_buffers *b = &dit->samples[0].buffers;
+    const size_t n = dit->samples[0].geometry.n_all;
+    const struct hr_attention p = {.out = b->normed,
+                                   .q = b->q,
+                                   .k = b->k,
+                                   .v = b->v,
+                                   .n_q = n,
+                                   .n_k = n,
+                                   .n_heads = dit->model.width / HR_HEAD_DIM};
+    uint64_t shortest_ns = UINT64_MAX, total_ns = 0;
+    int r = hr_gpu_sync(dit->gpu);
+
+    for (unsigned i = 0; i < ATTENTIONS_MAX && r == 0 && total_ns < ATTENTION_NS; i++) {
+        const uint64_t begin_ns = hr_now_ns();
+
+        r = hr_gpu_attention(dit->gpu, &p);
+        if (r == 0)
+            r = hr_gpu_sync(dit->gpu);
+        shortest_ns = hr_min_u64(shortest_ns, hr_now_ns() - begin_ns);
+        total_ns += hr_now_ns() - begin_ns;
+    }
+    if (r < 0)
+        return hr_error_set(err, r, "device %s: attention failed", hr_gpu_name(dit->gpu));
+    timing->pair_ns = (double) shortest_ns / ((double) n * (double) n);
+    return 0;
+}
+
+/* The first n_layers blocks, whose weights are whatever the ring holds. */
+static int open_blocks(struct hr_dit **ret_dit, const struct hr_dit *like,
+                       const struct hr_dit_params *params, const struct dummies *d,
+                       uint32_t n_layers, struct hr_error *err)
+{
+    struct hr_dit_params p = *params;
+
+    p.stream.io = "null";
+    p.stream.trace = NULL;
+    p.stream.block_bytes = like->blocks.block_bytes; /* chosen, and said, before */
+    p.stream.depth = like->blocks.depth;
+    p.progress = NULL;
+    p.memory = NULL;
+    p.states = NULL;
+    p.manifest = NULL; /* the bytes are not the model's */
+    p.n_layers = n_layers;
+    p.resident_max_bytes = 1; /* none */
+    if (!like->timesteps) {   /* none given, or a single one */
+        p.timesteps = NULL;
+        p.n_forwards = FORWARDS_MAX;
+    }
+    return hr_dit_open_tapped(ret_dit, like->checkpoint, &p, d->inputs, d->n, NULL, NULL, false,
+                              err);
+}
+
+/* @param enough_ns  after so long no further forward is begun */
+static int time_forwards(struct hr_dit *dit, const struct hr_dit *like, struct dummies *d,
+                         uint64_t enough_ns, uint64_t *ret_up_front_ns, uint64_t *ret_blocks_ns,
+                         struct hr_error *err)
+{
+    const uint64_t begin_ns = hr_now_ns();
+    int r = 0;
+
+    *ret_blocks_ns = UINT64_MAX;
+    for (uint32_t k = 0; k < hr_min_u64(FORWARDS_MAX, dit->n_forwards); k++) {
+        if (k > 0 && hr_now_ns() - begin_ns > enough_ns)
+            break;
+        for (uint32_t i = 0; i < d->n; i++)
+            d->inputs[i].timestep = like->timesteps ? like->timesteps[k] : 500.0f;
+        r = hr_dit_forward(dit, d->inputs, d->velocities, err);
+        if (r < 0)
+            return r;
+        const uint64_t busy_ns = dit->stats.wall_ns - dit->stats.stall_disk_ns;
+        const uint64_t up_front_ns = k == 0 ? dit->meter.up_front_ns : 0;
+
+        *ret_blocks_ns = hr_min_u64(*ret_blocks_ns, busy_ns - hr_min_u64(busy_ns, up_front_ns));
+    }
+    *ret_up_front_ns = dit->meter.up_front_ns;
+    return 0;
+}
+
+/* One and two blocks on the inputs of d. is_sample: of another size than that of the run. */
+static int time_size(struct hr_timing *timing, const struct hr_dit *like,
+                     const struct hr_dit_params *params, struct dummies *d, bool is_sample,
+                     struct hr_dit_forecast *forecast, struct hr_error *err)
+{
+    int r = take_dummies(d, like, err);
+
+    for (uint32_t n = 1; n <= hr_min_u64(like->model.n_layers, 2) && r == 0; n++) {
+        struct hr_dit *dit = NULL;
+        uint64_t up_front_ns = 0, blocks_ns = 0;
+
+        r = open_blocks(&dit, like, params, d, n, err);
+        if (r == 0)
+            r = time_forwards(dit, like, d, is_sample ? SAMPLE_NS : EXACT_NS, &up_front_ns,
+                              &blocks_ns, err);
+        if (r == 0 && forecast->link_sample_ns == 0)
+            r = measure_link(dit, forecast, err);
+        if (r == 0 && n == 1 && is_sample)
+            r = measure_attention(dit, timing, err);
+        if (r == 0 && n == 1) {
+            *timing = (struct hr_timing){.pair_ns = timing->pair_ns};
+            timing->one.up_front_ns = up_front_ns;
+            timing->one.blocks_ns = blocks_ns;
+            for (uint32_t i = 0; i < dit->n_samples; i++)
+                add_amount(&timing->amount, &dit->samples[i].geometry);
+            snprintf(timing->device_name, sizeof(timing->device_name), "%s", hr_gpu_name(dit->gpu));
+        }
+        timing->two.up_front_ns = up_front_ns;
+        timing->two.blocks_ns = blocks_ns;
+        hr_dit_close(&dit);
+    }
+    free_dummies(d);
+    return r;
+}
+
+static int time_exactly(struct hr_timing *timing, const struct hr_dit *dit,
+                        const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                        struct hr_dit_forecast *forecast, struct hr_error *err)
+{
+    struct dummies d = {.n = dit->n_samples};
+
+    memcpy(d.inputs, inputs, d.n * sizeof(*inputs));
+    return time_size(timing, dit, params, &d, false, forecast, err);
+}
+
+/* About n tokens in one input like that which has the most. */
+static int time_small(struct hr_timing *timing, const struct hr_dit *dit,
+                      const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                      uint64_t n, struct hr_dit_forecast *forecast, struct hr_error *err)
+{
+    struct dummies d = {.n = 1};
+    uint32_t largest = 0;
+
+    for (uint32_t i = 1; i < dit->n_samples; i++)
+        if (dit->samples[i].geometry.n_all > dit->samples[largest].geometry.n_all)
+            largest = i;
+    d.inputs[0] = scale_input(&inputs[largest], &dit->samples[largest].geometry, n);
+    return time_size(timing, dit, params, &d, true, forecast, err);
+}
+
+/* ---- extrapolation ------------------------------------------------------------------------ */
+
+static double minus(uint64_t a, uint64_t b)
+{
+    return a > b ? (double) (a - b) : 0.0;
+}
+
+/* A line through two times that are without attention; through the origin and the second one where
+ * chance, or copies that take longer than computing, give no line that rises from above it. */
+static double along_line(double tokens, double tokens_1, double ns_1, double tokens_2, double ns_2)
+{
+    const double slope = (ns_2 - ns_1) / (tokens_2 - tokens_1), at_zero = ns_1 - slope * tokens_1;
+
+    return slope > 0.0 && at_zero >= 0.0 ? at_zero + slope * tokens : ns_2 / tokens_2 * tokens;
+}
+
+static uint64_t scale_time(const struct hr_amount *to, double pairs_to, const struct hr_timing *at,
+                           const double *pairs_at, const double *ns)
+{
+    double rest[2];
+
+    for (unsigned i = 0; i < 2; i++)
+        rest[i] = fmax(ns[i] - at[1].pair_ns * pairs_at[i], 0.0);
+    return (uint64_t) (along_line(to->tokens, at[0].amount.tokens, rest[0], at[1].amount.tokens,
+                                  rest[1]) +
+                       at[1].pair_ns * pairs_to);
+}
+
+void hr_predict_extrapolate(struct hr_timing *ret_timing, const struct hr_amount *to,
+                            const struct hr_timing *at)
+{
+    const double last[2] = {at[0].amount.pairs_last, at[1].amount.pairs_last};
+    const double full[2] = {at[0].amount.pairs, at[1].amount.pairs};
+    const double one[2] = {(double) at[0].one.blocks_ns, (double) at[1].one.blocks_ns};
+    const double more[2] = {minus(at[0].two.blocks_ns, at[0].one.blocks_ns),
+                            minus(at[1].two.blocks_ns, at[1].one.blocks_ns)};
+
+    *ret_timing = at[1]; /* what comes up front does not depend on the tokens */
+    ret_timing->amount = *to;
+    ret_timing->one.blocks_ns = scale_time(to, to->pairs_last, at, last, one);
+    ret_timing->two.blocks_ns =
+        ret_timing->one.blocks_ns + scale_time(to, to->pairs, at, full, more);
+}
+
+/* What one and two blocks would take at most: in proportion, with what does not grow. */
+static double at_most(const struct hr_amount *to, const struct hr_timing *at)
+{
+    const double ns = (double) (at->one.blocks_ns + at->two.blocks_ns);
+
+    return ns * to->tokens / at->amount.tokens + 3.0 * at->pair_ns * to->pairs;
+}
+
+/* Sizes that grow until two blocks take long enough to tell, or until those of the run turn out to
+ * be quick. */
+static int time_or_extrapolate(struct hr_timing *timing, const struct hr_dit *dit,
+                               const struct hr_dit_params *params,
+                               const struct hr_dit_inputs *inputs, const struct hr_amount *amount,
+                               struct hr_dit_forecast *forecast, struct hr_error *err)
+{
+    struct hr_timing at[2] = {{.pair_ns = 0.0}};
+    uint64_t n = TOKENS_FIRST;
+    int r = time_small(&at[1], dit, params, inputs, n, forecast, err);
+
+    do {
+        if (r < 0)
+            return r;
+        /* Attention may take 16 times as long for 4 times the tokens. */
+        n *= at[1].two.blocks_ns < ENOUGH_NS / 8 ? 4 : 2;
+        if (at_most(amount, &at[1]) <= QUICK_NS || amount->tokens < 1.5 * (double) n)
+            return time_exactly(timing, dit, params, inputs, forecast, err);
+        at[0] = at[1];
+        r = time_small(&at[1], dit, params, inputs, n, forecast, err);
+    } while (r < 0 || at[1].two.blocks_ns < ENOUGH_NS);
+    hr_predict_extrapolate(timing, amount, at);
+    forecast->extrapolated = true;
+    for (unsigned i = 0; i < 2; i++)
+        forecast->sample_tokens[i] = (uint64_t) at[i].amount.tokens;
+    return 0;
+}
+
+static uint64_t all_blocks(uint64_t one_ns, uint64_t two_ns, uint32_t n)
+{
+    return one_ns + (two_ns - hr_min_u64(one_ns, two_ns)) * (n - 1);
+}
+
+int hr_predict_compute(const struct hr_dit *dit, const struct hr_dit_params *params,
+                       const struct hr_dit_inputs *inputs, struct hr_dit_forecast *forecast,
+                       struct hr_error *err)
+{
+    const uint32_t n = dit->model.n_layers;
+    struct hr_timing timing = {.pair_ns = 0.0};
+    struct hr_amount amount = {.tokens = 0.0};
+    int r;
+
+    for (uint32_t i = 0; i < dit->n_samples; i++)
+        add_amount(&amount, &dit->samples[i].geometry);
+    forecast->n_tokens = (uint64_t) amount.tokens;
+    r = amount.tokens <= TOKENS_EXACT
+            ? time_exactly(&timing, dit, params, inputs, forecast, err)
+            : time_or_extrapolate(&timing, dit, params, inputs, &amount, forecast, err);
+    if (r < 0)
+        return r;
+    forecast->compute_ns = all_blocks(timing.one.blocks_ns, timing.two.blocks_ns, n);
+    forecast->up_front_compute_ns = all_blocks(timing.one.up_front_ns, timing.two.up_front_ns, n);
+    memcpy(forecast->device_name, timing.device_name, sizeof(forecast->device_name));
+    return 0;
+}
