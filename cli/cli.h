@@ -226,9 +226,10 @@ double cli_gbps(uint64_t bytes, uint64_t ns);
 
 /* ---- settings.c --------------------------------------------------------------------------- */
 
-/* What the run was asked for, and the machine, as members of obj. inputs: the first. */
-void cli_settings_json(json_t *obj, const struct cli_options *o,
-                       const struct hr_dit_inputs *inputs);
+/* What the run was asked for, and the machine, as members of obj. inputs: the first; is_guided: one
+ * of them has a negative prompt. */
+void cli_settings_json(json_t *obj, const struct cli_options *o, const struct hr_dit_inputs *inputs,
+                       bool is_guided);
 
 /* ---- loras.c ------------------------------------------------------------------------------ */
 

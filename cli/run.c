@@ -119,10 +119,14 @@ int cli_run_write(const struct cli_run *run, const char *name, int r, struct hr_
 
 void cli_run_json(json_t *obj, const struct cli_run *run)
 {
+    bool is_guided = false;
+
+    for (uint32_t i = 0; i < run->o->inputs.n; i++)
+        is_guided = is_guided || run->in[i].negative_emb;
     cli_stats_json(obj, &run->stats);
     cli_predicted_json(obj, &run->stats);
     cli_loras_json(obj, run->o, &run->stats);
-    cli_settings_json(obj, run->o, run->inputs);
+    cli_settings_json(obj, run->o, run->inputs, is_guided);
     if (run->o->per_block)
         cli_blocks_json(obj, &run->stats);
     if (run->o->output)

@@ -31,8 +31,10 @@ static json_t *finished_at(void)
     return json_string(text);
 }
 
-static json_t *settings_of(const struct cli_options *o, const struct hr_dit_inputs *inputs)
+static json_t *settings_of(const struct cli_options *o, const struct hr_dit_inputs *inputs,
+                           bool is_guided)
 {
+    const double cfg_scale = is_guided && isnan(o->cfg_scale) ? HR_CFG_SCALE_DEFAULT : o->cfg_scale;
     const struct hr_latent *image = &inputs->images[0];
     json_t *obj = json_pack(
         "{s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:s, s:s, s:s}", "version", hr_version(), "finished",
@@ -48,7 +50,7 @@ static json_t *settings_of(const struct cli_options *o, const struct hr_dit_inpu
     set_size(obj, "ram_bytes", o->ram_bytes);
     set_size(obj, "vram_bytes", o->vram_bytes);
     set_number(obj, "timestep", o->timestep);
-    set_number(obj, "cfg_scale", o->cfg_scale);
+    set_number(obj, "cfg_scale", cfg_scale);
     return obj;
 }
 
@@ -96,8 +98,9 @@ static json_t *machine(void)
     return obj;
 }
 
-void cli_settings_json(json_t *obj, const struct cli_options *o, const struct hr_dit_inputs *inputs)
+void cli_settings_json(json_t *obj, const struct cli_options *o, const struct hr_dit_inputs *inputs,
+                       bool is_guided)
 {
-    json_object_set_new(obj, "settings", settings_of(o, inputs));
+    json_object_set_new(obj, "settings", settings_of(o, inputs, is_guided));
     json_object_set_new(obj, "machine", machine());
 }

@@ -44,6 +44,7 @@ class Plan(ModelCase):
             run = json.loads(run.out)
             plan = self.plan("--inputs", self.inputs, *steps, *args)
             self.assert_predicts(plan, run)
+            self.assertEqual(run["settings"]["cfg_scale"], 1 if "--cfg-scale" in args else 4)  # as used
             bytes_used = [s["bytes_used"] for s in run["steps"]]
             predicted = run["predicted"]
             self.assertEqual(bytes_used,
@@ -57,6 +58,7 @@ class Plan(ModelCase):
 
     def test_forward(self):
         run = json.loads(self.forward("--json", "--quiet").out)
+        self.assertIsNone(run["settings"]["cfg_scale"])
         plan = self.plan("--inputs", self.inputs)
         self.assert_predicts(plan, run)
         self.assertEqual((plan["n_steps"], plan["up_front_pays"]), (1, False))
