@@ -203,5 +203,6 @@ int main(int argc, char **argv)
                                          : HR_LOG_INFO);
     cli_watch_json((verb->bit & (CLI_REPORT | CLI_BENCH)) != 0); /* they write nothing before */
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is reported by cli_flush() */
+    signal(SIGCHLD, SIG_DFL); /* where it was inherited as ignored, nobody could wait for fio */
     return verb->run(&options);
 }

@@ -71,6 +71,14 @@ class Bench(ModelCase):
             self.assertIn(key, out)
         self.assertGreater(len(out["sweep"]), 3)
 
+    def test_ignored_ends_of_children(self):
+        """As a parent may leave it; fio's end could then not be waited for, and it was taken for not installed."""
+        process = subprocess.run([HEADRACE, "bench", self.model, "--quads", "1", "--quiet", "--json"], text=True,
+                                 timeout=300, capture_output=True, env=self.env(fio=""),
+                                 preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+        self.assertEqual(process.returncode, 0, process.stderr)
+        self.assertIsNotNone(json.loads(process.stdout)["fio_gbps"])
+
     def test_with_fio(self):
         out = self.bench("--quads", 2, fio="")
         self.assertGreater(out["ratio"], 0)
