@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "common/common.h"
 #include "gpu/cuda_lt.h"
@@ -64,7 +65,11 @@ const char *cudaGetErrorString(cudaError_t error)
 
 cudaError_t cudaMalloc(void **ret, size_t size)
 {
-    *ret = size < SIZE_MAX / 4 ? aligned_alloc(256, hr_align_up(size, 256)) : NULL;
+    const size_t align = size < 2 * HR_MIB ? 256 : 2 * HR_MIB;
+
+    *ret = size < SIZE_MAX / 4 ? aligned_alloc(align, hr_align_up(size, align)) : NULL;
+    if (*ret && align > 256)
+        madvise(*ret, size, MADV_HUGEPAGE); /* scratch and slots are taken often */
     if (*ret)
         memset(*ret, 0xff, size < 4096 ? size : 4096);
     return *ret ? cudaSuccess : cudaErrorMemoryAllocation;

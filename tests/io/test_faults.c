@@ -230,8 +230,8 @@ static void trial_read_is_patient(void **state)
     struct hr_reader *reader = NULL;
 
     (void) state;
-    expect_repaired("trial=1,enomem=60,ebusy=60,seed=3", HR_DIRECT_AUTO, NULL);
-    expect_repaired("trial=1,nomem=30,eintr=30,eagain=30,short=50,delay=300,seed=4", HR_DIRECT_AUTO,
+    expect_repaired("trial=1,enomem=40,ebusy=40,seed=2", HR_DIRECT_AUTO, NULL);
+    expect_repaired("trial=1,nomem=25,eintr=25,eagain=25,short=50,delay=300,seed=9", HR_DIRECT_AUTO,
                     NULL);
     for (size_t i = 0; i < HR_ARRAY_SIZE(refusals); i++) {
         const uint64_t begin_ns = hr_now_ns();
