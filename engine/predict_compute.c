@@ -21,7 +21,8 @@ enum {
     FORWARDS_MAX = 6,   /* timed for each number of blocks; the shortest counts */
     TOKENS_EXACT = 384, /* of all inputs: up to so many nothing is gained by fewer */
     TOKENS_FIRST = 64,  /* the smallest size */
-    ATTENTIONS_MAX = 8,
+    ATTENTIONS_MAX = 32,
+    ATTENTION_TOKENS = 1024, /* at least, to go by: it is most of what large pictures take */
     LINK_BAND_BYTES = 16 << 20,
     LINK_SAMPLE_BYTES = 512 << 20,
 };
@@ -32,6 +33,7 @@ enum {
  * enough to go by. */
 #define QUICK_NS     UINT64_C(2500000000)
 #define ENOUGH_NS    UINT64_C(1000000000)
+#define GROWN_NS     UINT64_C(8000000000) /* of sizes four times the one before, else two times */
 #define ATTENTION_NS UINT64_C(50000000)
 
 /* ---- inputs ------------------------------------------------------------------------------- */
@@ -274,17 +276,38 @@ static int time_exactly(struct hr_timing *timing, const struct hr_dit *dit,
 }
 
 /* About n tokens in one input like that which has the most. */
-static int time_small(struct hr_timing *timing, const struct hr_dit *dit,
-                      const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
-                      uint64_t n, struct hr_dit_forecast *forecast, struct hr_error *err)
+static struct hr_dit_inputs small_input(const struct hr_dit *dit,
+                                        const struct hr_dit_inputs *inputs, uint64_t n)
 {
-    struct dummies d = {.n = 1};
     uint32_t largest = 0;
 
     for (uint32_t i = 1; i < dit->n_samples; i++)
         if (dit->samples[i].geometry.n_all > dit->samples[largest].geometry.n_all)
             largest = i;
-    d.inputs[0] = scale_input(&inputs[largest], &dit->samples[largest].geometry, n);
+    return scale_input(&inputs[largest], &dit->samples[largest].geometry, n);
+}
+
+/* Attention of ATTENTION_TOKENS, without a forward. */
+static int time_attention(struct hr_timing *timing, const struct hr_dit *like,
+                          const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                          struct hr_error *err)
+{
+    struct dummies d = {.n = 1, .inputs[0] = small_input(like, inputs, ATTENTION_TOKENS)};
+    struct hr_dit *dit = NULL;
+    int r = open_blocks(&dit, like, params, &d, 1, err);
+
+    if (r == 0)
+        r = measure_attention(dit, timing, err);
+    hr_dit_close(&dit);
+    return r;
+}
+
+static int time_small(struct hr_timing *timing, const struct hr_dit *dit,
+                      const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                      uint64_t n, struct hr_dit_forecast *forecast, struct hr_error *err)
+{
+    struct dummies d = {.n = 1, .inputs[0] = small_input(dit, inputs, n)};
+
     return time_size(timing, dit, params, &d, true, forecast, err);
 }
 
@@ -354,13 +377,19 @@ static int time_or_extrapolate(struct hr_timing *timing, const struct hr_dit *di
     do {
         if (r < 0)
             return r;
-        /* Attention may take 16 times as long for 4 times the tokens. */
-        n *= at[1].two.blocks_ns < ENOUGH_NS / 8 ? 4 : 2;
+        const struct hr_amount grown = {.tokens = 4.0 * (double) n,
+                                        .pairs = 16.0 * (double) n * (double) n};
+
+        n *= at_most(&grown, &at[1]) <= GROWN_NS ? 4 : 2;
         if (at_most(amount, &at[1]) <= QUICK_NS || amount->tokens < 1.5 * (double) n)
             return time_exactly(timing, dit, params, inputs, forecast, err);
         at[0] = at[1];
         r = time_small(&at[1], dit, params, inputs, n, forecast, err);
     } while (r < 0 || at[1].two.blocks_ns < ENOUGH_NS);
+    if (at[1].amount.tokens < ATTENTION_TOKENS && amount->tokens > ATTENTION_TOKENS)
+        r = time_attention(&at[1], dit, params, inputs, err);
+    if (r < 0)
+        return r;
     hr_predict_extrapolate(timing, amount, at);
     forecast->extrapolated = true;
     for (unsigned i = 0; i < 2; i++)
