@@ -176,8 +176,10 @@ class BadInput(ModelCase):
         self.assert_fails(self.forward(env=environment(HEADRACE_IO="nonsense")), "nonsense")
 
     def test_past_the_host_needs_a_gpu(self):
-        self.assert_fails(self.forward("--device", "cpu", "--io", "cufile"), "device cpu computes in the host's", "--io")
-        self.assert_fails(self.forward("--device", "emulated", "--io", "cufile", "--onload-dtype", "fp8"), "fp8", "cufile")
+        self.assert_fails(self.forward("--device", "cpu", "--io", "cufile"),
+                          "device cpu computes in the host's", "--io")
+        self.assert_fails(self.forward("--device", "emulated", "--io", "cufile", "--onload-dtype", "fp8"),
+                          "fp8", "cufile")
         self.assert_fails(headrace("checksum", self.model, "--io", "cufile", "--output", self.path("m.json")),
                           "cufile does not work here", "--device cuda")
 
