@@ -380,7 +380,8 @@ static int time_or_extrapolate(struct hr_timing *timing, const struct hr_dit *di
         const struct hr_amount grown = {.tokens = 4.0 * (double) n,
                                         .pairs = 16.0 * (double) n * (double) n};
 
-        n *= at_most(&grown, &at[1]) <= GROWN_NS ? 4 : 2;
+        /* Products of fewer tokens than 256 tell too little of those of many. */
+        n *= n == TOKENS_FIRST || at_most(&grown, &at[1]) <= GROWN_NS ? 4 : 2;
         if (at_most(amount, &at[1]) <= QUICK_NS || amount->tokens < 1.5 * (double) n)
             return time_exactly(timing, dit, params, inputs, forecast, err);
         at[0] = at[1];
