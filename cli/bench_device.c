@@ -24,6 +24,7 @@ int bench_check_options(const struct cli_options *o)
         {"--vram", o->vram_bytes > 0, true},
         {"--threads", o->n_threads > 0, true},
         {"--precision", o->precision != 0, true},
+        {"--attention", o->attention != 0, true},
     };
     const bool has_device = o->device != NULL;
 
@@ -128,6 +129,7 @@ int bench_device(const struct cli_options *o)
         .stream = cli_stream_params(o),
         .device = o->device,
         .precision = (enum hr_precision) o->precision,
+        .attention = (enum hr_attention_by) o->attention,
         .n_threads = (uint32_t) o->n_threads,
         .ram_bytes = o->ram_bytes,
         .vram_bytes = o->vram_bytes,

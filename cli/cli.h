@@ -90,7 +90,7 @@ struct cli_options {
     double timestep, strength, cfg_scale, mu; /* NAN: not given */
     bool cfg_norm;
     unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding, verify,
-        lora_mode, onload_dtype; /* choices */
+        lora_mode, onload_dtype, attention; /* choices */
 };
 
 /* Parse argv after the verb. Prints what is wrong and returns CLI_USAGE, or CLI_OK. */

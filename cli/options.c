@@ -94,6 +94,8 @@ static const struct option options[] = {
      "inputs of matrix products (default @)"},
     {"--activation", CHOICE, MEMBER(activation), CLI_RUN, 0, 0, "gelu_tanh|quick_gelu", NULL,
      "of the MLPs (default @, the model's own)"},
+    {"--attention", CHOICE, MEMBER(attention), CLI_RUN | CLI_BENCH, 0, 0, "own|cudnn", NULL,
+     "on a GPU, of our own kernel (default) or of cuDNN 9.13.1 or later, with bf16"},
     {"--onload-dtype", CHOICE, MEMBER(onload_dtype), CLI_RUN, 0, 0, "model|fp8", NULL,
      "fp8: lossy; weights that stay in memory are rounded to it, so that more fit in --ram"},
     {"--lora", LORA, MEMBER(loras), CLI_RUN, 0, 0, NULL, "FILE[:STRENGTH]",

@@ -127,6 +127,7 @@ static const struct fact settings_facts[] = {
     {"guidance scale", "cfg_scale", NUMBER},
     {"products in", "precision", TEXT},
     {"activation of the MLPs", "activation", TEXT},
+    {"attention on a GPU", "attention", TEXT},
     {"weights that stay, dtype", "onload_dtype", TEXT},
     {"bound on memory (--ram)", "ram_bytes", SIZE},
     {"bound on the GPU's memory (--vram)", "vram_bytes", SIZE},

@@ -29,6 +29,7 @@ struct hr_dit_params cli_dit_params(const struct cli_options *o)
         .n_threads = (uint32_t) o->n_threads,
         .precision = (enum hr_precision) o->precision,
         .activation = (enum hr_activation) o->activation,
+        .attention = (enum hr_attention_by) o->attention,
         .zero_cond_t = o->zero_cond_t_on    ? HR_SWITCH_ON
                        : o->zero_cond_t_off ? HR_SWITCH_OFF
                                             : HR_SWITCH_AUTO,

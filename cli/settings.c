@@ -37,12 +37,13 @@ static json_t *settings_of(const struct cli_options *o, const struct hr_dit_inpu
     const double cfg_scale = is_guided && isnan(o->cfg_scale) ? HR_CFG_SCALE_DEFAULT : o->cfg_scale;
     const struct hr_latent *image = &inputs->images[0];
     json_t *obj = json_pack(
-        "{s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:s, s:s, s:s}", "version", hr_version(), "finished",
-        finished_at(), "pictures", (int) o->inputs.n, "width", (int) image->w * 8, "height",
-        (int) image->h * 8, "images", (int) inputs->n_images, "text_tokens", (int) inputs->n_text,
-        "precision", o->precision == HR_PRECISION_F32 ? "f32" : "bf16", "activation",
-        o->activation == HR_ACTIVATION_QUICK_GELU ? "quick_gelu" : "gelu_tanh", "onload_dtype",
-        o->onload_dtype == HR_ONLOAD_FP8 ? "fp8" : "model");
+        "{s:s, s:o, s:i, s:i, s:i, s:i, s:i, s:s, s:s, s:s, s:s}", "version", hr_version(),
+        "finished", finished_at(), "pictures", (int) o->inputs.n, "width", (int) image->w * 8,
+        "height", (int) image->h * 8, "images", (int) inputs->n_images, "text_tokens",
+        (int) inputs->n_text, "precision", o->precision == HR_PRECISION_F32 ? "f32" : "bf16",
+        "activation", o->activation == HR_ACTIVATION_QUICK_GELU ? "quick_gelu" : "gelu_tanh",
+        "onload_dtype", o->onload_dtype == HR_ONLOAD_FP8 ? "fp8" : "model", "attention",
+        o->attention == HR_ATTENTION_CUDNN ? "cudnn" : "own");
 
     json_object_set_new(obj, "model", cli_json_text(o->paths[0]));
     json_object_set_new(obj, "states", cli_json_text(o->states));

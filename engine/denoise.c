@@ -220,6 +220,8 @@ static void add_facts(struct hr_denoise *d, const struct hr_checkpoint *checkpoi
     if (p->dit.onload_dtype == HR_ONLOAD_FP8)
         hr_resume_fact(r, "dtype of resident weights", "fp8");
     hr_resume_fact(r, "activation", "%d", (int) p->dit.activation);
+    if (p->dit.attention == HR_ATTENTION_CUDNN)
+        hr_resume_fact(r, "attention", "cudnn");
     hr_resume_fact(r, "number of blocks", "%u", p->dit.n_layers);
     hr_resume_fact(r, "zero_cond_t", "%d", (int) p->dit.zero_cond_t);
     hr_resume_fact(r, "timestep rounding", "%d", (int) p->dit.timestep_rounding);

@@ -406,6 +406,7 @@ int hr_device_rates(struct hr_device_rates *ret_rates, const struct hr_checkpoin
         .n_threads = rates.params->n_threads,
         .slot_bytes = HR_RATES_REGISTERED_BYTES,
         .vram_bytes = rates.params->vram_bytes,
+        .attention = rates.params->attention,
     };
     r = measure(&rates, &table, &m);
     if (r == 0) {

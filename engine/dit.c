@@ -20,6 +20,9 @@ static int check_params(const struct hr_dit_params *params, struct hr_error *err
         params->activation != HR_ACTIVATION_QUICK_GELU)
         return hr_error_set(err, -EINVAL, "activation %d is neither gelu_tanh nor quick_gelu",
                             (int) params->activation);
+    if (params->attention != HR_ATTENTION_OWN && params->attention != HR_ATTENTION_CUDNN)
+        return hr_error_set(err, -EINVAL, "attention %d is neither our own nor cuDNN's",
+                            (int) params->attention);
     if (params->onload_dtype != HR_ONLOAD_MODEL && params->onload_dtype != HR_ONLOAD_FP8)
         return hr_error_set(err, -EINVAL, "onload dtype %d is neither the model's nor fp8",
                             (int) params->onload_dtype);
@@ -53,6 +56,7 @@ static struct hr_gpu_params gpu_params_of(struct hr_dit *dit, const struct hr_di
         .act = dit->act,
         .n_threads = params->n_threads,
         .vram_bytes = params->vram_bytes,
+        .attention = params->attention,
         .arena_bytes = dit->budget.arena_bytes + hr_gpu_arena_bytes(dit->on_device.size_bytes),
         .weights_bytes = hr_gpu_arena_bytes(dit->on_device.size_bytes),
         .ring_bytes = dit->budget.device_ring_bytes,
@@ -344,7 +348,9 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
         return hr_error_set(err, r, "no memory for a trace");
     takes.gpu = dit->gpu;
     hr_dit_carve(dit, &takes);
-    r = take_host_memory(dit, err);
+    r = hr_dit_prepare_attention(dit, err);
+    if (r == 0)
+        r = take_host_memory(dit, err);
     if (r == 0)
         r = load_extras(dit, err);
     if (r == 0 && is_verified(params))

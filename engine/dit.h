@@ -459,6 +459,8 @@ int hr_dit_finite_part(struct hr_dit *dit, uint32_t part, struct hr_error *err);
  *         device's error */
 int hr_dit_finite_end(struct hr_dit *dit, struct hr_error *err);
 
+/* Have the device's kernels for the attention of all blocks ready. @return 0 or -errno */
+int hr_dit_prepare_attention(struct hr_dit *dit, struct hr_error *err);
 /* One block; idx counts from 0. */
 int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err);
 

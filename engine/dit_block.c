@@ -304,11 +304,35 @@ static int attention_half(struct hr_dit *dit, uint32_t idx, struct flow *img, st
     return r;
 }
 
+static bool is_with_text(const struct hr_dit *dit, uint32_t idx)
+{
+    return idx + 1 < dit->model.n_layers || dit->complete;
+}
+
+int hr_dit_prepare_attention(struct hr_dit *dit, struct hr_error *err)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; i < dit->n_samples; i++) {
+        const struct hr_dit_geometry *g = &dit->samples[i].geometry;
+
+        for (uint32_t idx = 0; idx < dit->model.n_layers && r == 0; idx++) {
+            const struct hr_attention p = {
+                .n_q = is_with_text(dit, idx) ? g->n_all : g->n_img,
+                .n_k = g->n_all,
+                .n_heads = dit->model.width / HR_HEAD_DIM,
+            };
+            r = hr_gpu_attention_prepare(dit->gpu, &p, err);
+        }
+    }
+    return r;
+}
+
 int hr_dit_block(struct hr_dit *dit, uint32_t idx, struct hr_error *err)
 {
     const struct hr_block_weights *w = &dit->model.blocks[idx];
     const float *gains = dit->shared.gains;
-    const bool with_text = idx + 1 < dit->model.n_layers || dit->complete;
+    const bool with_text = is_with_text(dit, idx);
     struct flow img = {
         .name = "img",
         .is_image = true,

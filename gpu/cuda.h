@@ -3,6 +3,7 @@
 #ifndef HR_GPU_CUDA_H
 #define HR_GPU_CUDA_H
 
+#include "gpu/cuda_dnn.h"
 #include "gpu/cuda_kernels.h"
 #include "gpu/cuda_lt.h"
 #include "gpu/device.h"
@@ -14,7 +15,7 @@ enum {
     HR_CUDA_CAST_BYTES = 32 << 20,   /* rows of w as the product wants them: a band of bf16     */
     HR_CUDA_LOW_BYTES = 16 << 20,    /* rows of a low-rank term in f32                          */
     HR_CUDA_PACKED_BYTES = 16 << 20, /* rows of x that do not lie as the product wants them     */
-    HR_CUDA_WORKSPACE_BYTES = 16 << 20, /* cuBLASLt's                                           */
+    HR_CUDA_WORKSPACE_BYTES = 16 << 20, /* cuBLASLt's, and cuDNN's: they run in turns           */
     HR_CUDA_SCRATCH_BYTES = HR_CUDA_SUMS_BYTES + HR_CUDA_CAST_BYTES + HR_CUDA_LOW_BYTES +
                             HR_CUDA_PACKED_BYTES + HR_CUDA_WORKSPACE_BYTES,
 };
@@ -24,6 +25,7 @@ struct hr_cuda {
     int ordinal;
     const atomic_int *cancelled;
     struct hr_lt *lt;
+    struct hr_dnn *dnn;    /* NULL: attention by our own kernel */
     unsigned char *memory; /* one allocation: arena, slots, scratch */
 
     cudaStream_t copies, computes;
@@ -36,7 +38,7 @@ struct hr_cuda {
     bool is_staged[HR_SLOTS_MAX];
 
     float *sums;
-    void *cast, *low, *packed;
+    void *cast, *low, *packed, *workspace;
 };
 
 /* @return 0, or -errno with a line in the log */
@@ -54,6 +56,8 @@ int hr_cuda_op_rmsnorm(struct hr_gpu *gpu, float *out, const float *x, const flo
                        size_t n_tokens, size_t width);
 int hr_cuda_op_qk_norm_rope(struct hr_gpu *gpu, const struct hr_qk_norm_rope *p);
 int hr_cuda_op_attention(struct hr_gpu *gpu, const struct hr_attention *p);
+int hr_cuda_op_attention_prepare(struct hr_gpu *gpu, const struct hr_attention *p,
+                                 struct hr_error *err);
 int hr_cuda_op_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n);
 int hr_cuda_op_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n);
 int hr_cuda_op_to_f32(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype,

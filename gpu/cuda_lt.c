@@ -339,3 +339,15 @@ unsigned hr_lt_version(void)
 {
     return (unsigned) lt.GetVersion();
 }
+
+bool hr_lt_has(unsigned cuda)
+{
+    char name[32];
+
+    snprintf(name, sizeof(name), "libcublasLt.so.%u", cuda);
+    void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+
+    if (library)
+        dlclose(library);
+    return library != NULL;
+}

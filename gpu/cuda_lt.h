@@ -31,6 +31,8 @@ int hr_lt_open(struct hr_lt **ret_lt, void *workspace, size_t workspace_bytes,
                struct hr_error *err);
 void hr_lt_close(struct hr_lt **lt);
 unsigned hr_lt_version(void); /* of the library that is loaded: 130100 */
+/* Whether other libraries will find the one of this CUDA, 12 or 13. */
+bool hr_lt_has(unsigned cuda);
 
 /* How a product is computed follows from *p, library and device alone; K is never split.
  * @return 0, -ENOTSUP the library has no way to, -EIO */

@@ -51,6 +51,23 @@ int hr_cuda_op_qk_norm_rope(struct hr_gpu *gpu, const struct hr_qk_norm_rope *p)
                   : r;
 }
 
+static struct hr_dnn_shape dnn_shape_of(const struct hr_attention *p)
+{
+    return (struct hr_dnn_shape){.n_q = p->n_q, .n_k = p->n_k, .n_heads = p->n_heads};
+}
+
+int hr_cuda_op_attention_prepare(struct hr_gpu *gpu, const struct hr_attention *p,
+                                 struct hr_error *err)
+{
+    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
+    const struct hr_dnn_shape shape = dnn_shape_of(p);
+    int r = cuda->dnn ? hr_cuda_begin(cuda) : 0;
+
+    if (r < 0)
+        return hr_error_set(err, r, "cuda: attention is not prepared");
+    return cuda->dnn ? hr_dnn_prepare(cuda->dnn, &shape, err) : 0;
+}
+
 int hr_cuda_op_attention(struct hr_gpu *gpu, const struct hr_attention *p)
 {
     const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
@@ -69,7 +86,13 @@ int hr_cuda_op_attention(struct hr_gpu *gpu, const struct hr_attention *p)
         return r;
     if (gpu->act == HR_DTYPE_F32)
         return hr_cuda_check(hr_cuda_attention_f32(&args, cuda->computes), "attention");
-    hr_assert(((uintptr_t) p->q | (uintptr_t) p->k | (uintptr_t) p->v) % 16 == 0);
+    hr_assert(((uintptr_t) p->q | (uintptr_t) p->k | (uintptr_t) p->v) % HR_DNN_ALIGN == 0);
+    if (cuda->dnn) {
+        const struct hr_dnn_shape shape = dnn_shape_of(p);
+
+        hr_assert((uintptr_t) p->out % HR_DNN_ALIGN == 0);
+        return hr_dnn_run(cuda->dnn, &shape, p->out, p->q, p->k, p->v);
+    }
     return hr_cuda_check(hr_cuda_attention_bf16(&args, cuda->computes), "attention");
 }
 

@@ -51,6 +51,9 @@ struct hr_device_fns {
                    size_t n_tokens, size_t width);
     int (*qk_norm_rope)(struct hr_gpu *gpu, const struct hr_qk_norm_rope *p);
     int (*attention)(struct hr_gpu *gpu, const struct hr_attention *p);
+    /* See hr_gpu_attention_prepare(). NULL: nothing to do, and no attention but its own. */
+    int (*attention_prepare)(struct hr_gpu *gpu, const struct hr_attention *p,
+                             struct hr_error *err);
     int (*silu)(struct hr_gpu *gpu, float *out, const float *x, size_t n);
     int (*flag_nonfinite)(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n);
     int (*to_f32)(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);
@@ -59,7 +62,7 @@ struct hr_device_fns {
 struct hr_gpu {
     const struct hr_device_fns *fns;
     enum hr_dtype act;
-    char name[96];
+    char name[128];
     unsigned char *arena;
     uint64_t arena_bytes;
     uint64_t arena_used; /* gpu.c's */

@@ -104,6 +104,17 @@ static int check_ring(const struct hr_device_fns *fns, const struct hr_gpu_param
                         fns->name);
 }
 
+/* @param why  why no GPU was chosen, where the choice was ours */
+static int check_attention(const struct hr_device_fns *fns, const struct hr_gpu_params *params,
+                           const struct hr_error *why, struct hr_error *err)
+{
+    if (params->attention == HR_ATTENTION_OWN || fns->attention_prepare)
+        return 0;
+    return hr_error_set(err, -ENODEV,
+                        "attention by cuDNN needs an NVIDIA GPU, or use --attention own: %s%s",
+                        why->code ? "" : "the device is ", why->code ? why->message : fns->name);
+}
+
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err)
 {
     struct hr_gpu_params resolved = *params;
@@ -121,6 +132,8 @@ int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, str
         return hr_error_set(err, -EINVAL, "%u threads: the device takes at most %d",
                             params->n_threads, HR_GPU_THREADS_MAX);
     rc = check_ring(fns, params, err);
+    if (rc == 0)
+        rc = check_attention(fns, params, &why, err);
     if (rc == 0)
         rc = fns->open(&gpu, &resolved, err);
     if (rc < 0)
@@ -392,6 +405,12 @@ int hr_gpu_attention(struct hr_gpu *gpu, const struct hr_attention *p)
     hr_assert(p->out != p->k && p->out != p->v);
     hr_assert(p->n_q > 0 && p->n_k > 0 && p->n_heads > 0);
     return gpu->fns->attention(gpu, p);
+}
+
+int hr_gpu_attention_prepare(struct hr_gpu *gpu, const struct hr_attention *p, struct hr_error *err)
+{
+    hr_assert(p->n_q > 0 && p->n_k > 0 && p->n_heads > 0);
+    return gpu->fns->attention_prepare ? gpu->fns->attention_prepare(gpu, p, err) : 0;
 }
 
 int hr_gpu_flag_nonfinite(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n)

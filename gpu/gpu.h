@@ -52,6 +52,7 @@ struct hr_gpu_params {
      * HR_GPU_RING_STEP. Weights are used where they arrive there, and there are no slots. 0: none
      */
     uint64_t ring_bytes;
+    enum hr_attention_by attention; /* CUDNN: or the device is refused */
     uint64_t arena_bytes;   /* sum over hr_gpu_arena_bytes() of all that will be allocated       */
     uint64_t weights_bytes; /* of them, for weights that stay: named apart where memory is short */
     /* Once it is not 0, operations stop within milliseconds and return -ECANCELED; any thread may
@@ -205,6 +206,10 @@ struct hr_attention {
     size_t n_q, n_k, n_heads;
 };
 int hr_gpu_attention(struct hr_gpu *gpu, const struct hr_attention *p);
+/* Have the kernel for such arrays ready, where it is made for their sizes: may take a second.
+ * Pointers are not looked at. @return 0, -ENOTSUP there is none, -EIO, -ECANCELED */
+int hr_gpu_attention_prepare(struct hr_gpu *gpu, const struct hr_attention *p,
+                             struct hr_error *err);
 
 /* out[i] = silu(x[i]), n floats; may be the same array. */
 int hr_gpu_silu(struct hr_gpu *gpu, float *out, const float *x, size_t n);

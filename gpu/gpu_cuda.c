@@ -18,7 +18,8 @@
 enum {
     SLOTS_BYTES_MAX = 128 << 20,
     SLOTS_BYTES_MIN = 32 << 20, /* the largest band of a weight */
-    /* What driver and libraries take on the device beside our allocation: an allowance. */
+    /* What driver and libraries, cuDNN among them, take on the device beside our allocation: an
+     * allowance. */
     CONTEXT_BYTES = 512 << 20,
     /* Of host memory for driver and libraries: an allowance. */
     HOST_BYTES = 512 << 20,
@@ -97,6 +98,15 @@ static int parse_ordinal(const char *device, unsigned long *ret_ordinal, struct 
     return 0;
 }
 
+static int find_dnn(const struct hr_gpu_params *params, struct hr_error *err)
+{
+    if (params->act != HR_DTYPE_BF16)
+        return hr_error_set(err, -ENODEV,
+                            "cuda: cuDNN's attention takes bf16 alone; use --precision bf16 or "
+                            "--attention own");
+    return hr_dnn_load(err);
+}
+
 /* @return 0 or -ENODEV with the reason */
 static int find_device(const struct hr_gpu_params *params, int *ret_ordinal,
                        struct cudaDeviceProp *ret_prop, struct hr_error *err)
@@ -133,7 +143,9 @@ static int find_device(const struct hr_gpu_params *params, int *ret_ordinal,
             err, -ENODEV,
             "cuda: %.64s (compute capability %d.%d) does not compute in bf16; use --precision f32",
             ret_prop->name, major, minor);
-    return hr_lt_load(err);
+    const int rc = hr_lt_load(err);
+
+    return rc == 0 && params->attention == HR_ATTENTION_CUDNN ? find_dnn(params, err) : rc;
 }
 
 static int cuda_probe(const struct hr_gpu_params *params, struct hr_error *err)
@@ -235,8 +247,8 @@ static int take_memory(struct hr_cuda *cuda, const struct hr_gpu_params *params,
     cuda->cast = cuda->memory + ends[CAST - 1];
     cuda->low = cuda->memory + ends[LOW - 1];
     cuda->packed = cuda->memory + ends[PACKED - 1];
-    return hr_lt_open(&cuda->lt, cuda->memory + ends[WORKSPACE - 1], parts[WORKSPACE].size_bytes,
-                      err);
+    cuda->workspace = cuda->memory + ends[WORKSPACE - 1];
+    return hr_lt_open(&cuda->lt, cuda->workspace, parts[WORKSPACE].size_bytes, err);
 }
 
 /* ---- open and close ------------------------------------------------------------------------- */
@@ -250,6 +262,7 @@ static void cuda_close(struct hr_gpu *gpu)
         cudaStreamSynchronize(cuda->computes);
     if (cuda->copies)
         cudaStreamSynchronize(cuda->copies);
+    hr_dnn_close(&cuda->dnn);
     hr_lt_close(&cuda->lt);
     for (size_t i = 0; i < HR_SLOTS_MAX; i++) {
         if (cuda->copied[i])
@@ -290,12 +303,26 @@ static int set_up(struct hr_cuda *cuda, const struct hr_gpu_params *params, stru
 
     if (r == 0)
         r = make_queues(cuda);
+    if (r == 0 && params->attention == HR_ATTENTION_CUDNN)
+        r = hr_dnn_open(&cuda->dnn, cuda->workspace, HR_CUDA_WORKSPACE_BYTES, cuda->computes, err);
     if (r == 0)
         r = hr_cuda_check(
             cudaMemsetAsync(cuda->gpu.arena, 0, cuda->gpu.arena_bytes, cuda->computes), "zeros");
     if (r == 0)
         r = hr_cuda_check(cudaStreamSynchronize(cuda->computes), "start");
     return r < 0 ? hr_error_set(err, r, "cuda: the device cannot be set up") : 0;
+}
+
+/* What computes, with versions: "cuda:0 (NVIDIA H100, sm_90, cuBLASLt 13.1, cuDNN 9.28.1)" */
+static void name_device(struct hr_cuda *cuda, const struct cudaDeviceProp *prop)
+{
+    const unsigned lt = hr_lt_version(), dnn = cuda->dnn ? hr_dnn_version() : 0;
+    char text[32] = "";
+
+    if (cuda->dnn)
+        snprintf(text, sizeof(text), ", cuDNN %u.%u.%u", dnn / 10000, dnn / 100 % 100, dnn % 100);
+    snprintf(cuda->gpu.name, sizeof(cuda->gpu.name), "cuda:%d (%.40s, sm_%d%d, cuBLASLt %u.%u%s)",
+             cuda->ordinal, prop->name, prop->major, prop->minor, lt / 10000, lt / 100 % 100, text);
 }
 
 static int cuda_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params,
@@ -324,9 +351,7 @@ static int cuda_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params
     }
     cuda->gpu.fns = &hr_device_cuda;
     cuda->gpu.act = params->act;
-    snprintf(cuda->gpu.name, sizeof(cuda->gpu.name), "cuda:%d (%.40s, sm_%d%d, cuBLASLt %u.%u)",
-             ordinal, prop.name, prop.major, prop.minor, hr_lt_version() / 10000,
-             hr_lt_version() / 100 % 100);
+    name_device(cuda, &prop);
     *ret_gpu = &cuda->gpu;
     return 0;
 }
@@ -530,6 +555,7 @@ const struct hr_device_fns hr_device_cuda = {
     .rmsnorm = hr_cuda_op_rmsnorm,
     .qk_norm_rope = hr_cuda_op_qk_norm_rope,
     .attention = hr_cuda_op_attention,
+    .attention_prepare = hr_cuda_op_attention_prepare,
     .silu = hr_cuda_op_silu,
     .flag_nonfinite = hr_cuda_op_flag_nonfinite,
     .to_f32 = hr_cuda_op_to_f32,

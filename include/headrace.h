@@ -577,6 +577,13 @@ struct hr_memory_part {
 };
 typedef void hr_memory_fn(void *user, const struct hr_memory_part *part);
 
+/* Which kernel computes attention on a GPU. */
+enum hr_attention_by {
+    HR_ATTENTION_OWN,  /* the library's                                                           */
+    HR_ATTENTION_CUDNN /* cuDNN's, 9.13.1 or later, in bf16; other bits, close to the library's.
+                          Where it cannot, hr_dit_open() fails with the reason                    */
+};
+
 /* All zero: the library's choice. */
 struct hr_dit_params {
     struct hr_stream_params stream;
@@ -593,6 +600,7 @@ struct hr_dit_params {
     uint32_t n_threads; /* 0: one for each CPU that this process may use                    */
     enum hr_precision precision;
     enum hr_activation activation;
+    enum hr_attention_by attention;
     enum hr_switch zero_cond_t;     /* AUTO: from config.json or the marker tensor              */
     const struct hr_states *states; /* which weights stay in memory and which are streamed; borrowed
                                        during open; NULL: the library's choice, as for weights that
@@ -783,6 +791,7 @@ struct hr_rates_params {
     struct hr_stream_params stream; /* no trace                                                  */
     const char *device;             /* as of hr_dit_params                                       */
     enum hr_precision precision;    /* inputs of products and attention                          */
+    enum hr_attention_by attention; /* as of hr_dit_params                                       */
     uint32_t n_threads;             /* 0: one for each CPU that this process may use             */
     uint64_t ram_bytes;             /* upper bound on the whole process; 0: what is free         */
     uint64_t vram_bytes;            /* upper bound on the memory of a GPU; 0: none               */

@@ -231,6 +231,7 @@ class Model:
         vram: the same on a GPU; None: the library's choice.
         precision: "bf16" (bf16 inputs of products and attention, all else float32) or "f32".
         activation: "gelu_tanh" (the model's own) or "quick_gelu" (DiffSynth-Studio's).
+        attention: on a GPU, "own" or "cudnn" (bf16; or an OSError says what is missing).
         zero_cond_t: of Qwen-Image-Edit-2511; None: as config.json says.
         timestep_rounding: round timesteps to bf16 as bf16 pipelines do.
         resident: upper bound on weights kept in memory between passes; None: all that `ram` leaves.
@@ -252,8 +253,8 @@ class Model:
 
     def __init__(self, path: Union[str, os.PathLike, Sequence[Union[str, os.PathLike]]], device: str = "cpu",
                  ram: Size = "1GiB", vram: Size = None, precision: str = "bf16", activation: str = "gelu_tanh", *,
-                 zero_cond_t: Optional[bool] = None, timestep_rounding: bool = False, resident: Size = None,
-                 layers: Optional[int] = None, threads: Optional[int] = None, ring: Size = None,
+                 attention: str = "own", zero_cond_t: Optional[bool] = None, timestep_rounding: bool = False,
+                 resident: Size = None, layers: Optional[int] = None, threads: Optional[int] = None, ring: Size = None,
                  block_size: Size = None, iodepth: Optional[int] = None, io: Optional[str] = None,
                  direct: Optional[bool] = None, spill_dir: Optional[str] = None,
                  lora: Sequence[Union[str, os.PathLike, tuple[Any, float]]] = (), lora_mode: str = "runtime"):
@@ -275,6 +276,7 @@ class Model:
         p.resident_max_bytes = parse_size(resident, "resident")
         p.precision = choose(precisions, precision, "precision")
         p.activation = choose(activations, activation, "activation")
+        p.attention = choose({"own": lib.HR_ATTENTION_OWN, "cudnn": lib.HR_ATTENTION_CUDNN}, attention, "attention")
         p.timestep_rounding = timestep_rounding
         p.n_layers, p.n_threads = parse_count(layers, "layers"), parse_count(threads, "threads")
         p.stream.ring_bytes = parse_size(ring, "ring")

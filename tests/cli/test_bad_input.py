@@ -172,6 +172,9 @@ class BadInput(ModelCase):
 
     def test_names(self):
         self.assert_fails(self.forward("--device", "tpu"), "tpu", "cpu")
+        result = self.forward("--device", "cpu", "--attention", "cudnn")
+        self.assert_fails(result, "attention by cuDNN needs an NVIDIA GPU, or use --attention own: the device is cpu")
+        self.assertEqual(len(result.lines), 1, result.err)
         self.assertEqual(self.forward(env=environment(HEADRACE_IO="pread")).code, 0)
         self.assert_fails(self.forward(env=environment(HEADRACE_IO="nonsense")), "nonsense")
 

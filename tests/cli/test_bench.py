@@ -275,7 +275,8 @@ class Device(ModelCase):
             result = self.bench("--device", "cpu", *args)
             self.assertEqual(result.code, 2, (args, result.err))
             self.assertIn(f"{args[0]} has no effect with --device", result.err)
-        for args in (["--turns", 1], ["--vram", "1GiB"], ["--threads", 1], ["--precision", "f32"]):
+        for args in (["--turns", 1], ["--vram", "1GiB"], ["--threads", 1], ["--precision", "f32"],
+                     ["--attention", "cudnn"]):
             result = headrace("bench", self.model, *args)
             self.assertEqual(result.code, 2, (args, result.err))
             self.assertIn(f"{args[0]} has no effect without --device", result.err)

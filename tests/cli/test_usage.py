@@ -31,6 +31,7 @@ class Usage(ModelCase):
         self.assert_usage([*forward, "--precison=f32"], "did you mean --precision")
         self.assert_usage([*forward, "--shard", "2"], "no option is called --shard; see")  # synth has one like it
         self.assert_usage([*forward, "--precision"], "--precision", "needs a value")
+        self.assert_usage([*forward, "--attention", "cuddn"], "own|cudnn", "did you mean cudnn")
         self.assert_usage(["forward", self.model, "--inputs", "--timestep", "750"],
                           "--inputs needs a value: FILE; one that reads so is written --inputs=--timestep")
         self.assert_usage([*forward, "--trace", "--timestep=3"], "is written --trace=--timestep=3")

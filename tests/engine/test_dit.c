@@ -60,6 +60,8 @@ static void test_params(void **state)
     expect_open_fails(&(struct hr_dit_params){.precision = 7}, &model.inputs, -EINVAL, "precision");
     expect_open_fails(&(struct hr_dit_params){.activation = 7}, &model.inputs, -EINVAL,
                       "activation");
+    expect_open_fails(&(struct hr_dit_params){.attention = 7}, &model.inputs, -EINVAL,
+                      "attention 7 is neither our own nor cuDNN's");
     expect_open_fails(&(struct hr_dit_params){.n_layers = 4}, &model.inputs, -EINVAL, "3 blocks");
     expect_open_fails(&(struct hr_dit_params){.device = "abacus"}, &model.inputs, -ENODEV,
                       "abacus");

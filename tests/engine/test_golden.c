@@ -197,6 +197,9 @@ static void run_case(const struct golden_case *c, enum hr_precision precision, s
     const struct hr_dit_params params = {
         .precision = precision,
         .activation = c->activation,
+        .attention = getenv("HEADRACE_TEST_ATTENTION") && precision == HR_PRECISION_BF16
+                         ? HR_ATTENTION_CUDNN
+                         : HR_ATTENTION_OWN,
     };
 
     model_fixture_open(&f, &(struct hr_synth_params){

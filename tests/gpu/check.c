@@ -199,7 +199,8 @@ void check_close(const char *what, const struct check_matrix *m, double tol)
 bool check_device_get(struct check_device *ret_device, size_t idx)
 {
     if (is_cuda())
-        *ret_device = (struct check_device){idx < 2 ? "cuda" : NULL, idx % 2 == 0};
+        *ret_device = (struct check_device){
+            idx < (getenv("HEADRACE_TEST_ATTENTION") ? 1 : 2) ? "cuda" : NULL, idx % 2 == 0};
     else
         *ret_device = (struct check_device){hr_kernels_name(idx / 2), idx % 2 == 0};
     return ret_device->isa != NULL;
@@ -213,9 +214,19 @@ struct check_device check_device_first(void)
     return device;
 }
 
+/* HEADRACE_TEST_ATTENTION=cudnn: by cuDNN where it can, in bf16. */
+static enum hr_attention_by attention_by(enum hr_dtype act)
+{
+    const char *by = is_cuda() ? getenv("HEADRACE_TEST_ATTENTION") : NULL;
+
+    return by && strcmp(by, "cudnn") == 0 && act == HR_DTYPE_BF16 ? HR_ATTENTION_CUDNN
+                                                                  : HR_ATTENTION_OWN;
+}
+
 int check_missing(void)
 {
-    const struct hr_gpu_params params = {.act = HR_DTYPE_BF16};
+    const struct hr_gpu_params params = {.act = HR_DTYPE_BF16,
+                                         .attention = attention_by(HR_DTYPE_BF16)};
     struct hr_error err = {0};
     struct hr_gpu *gpu = NULL;
     const int rc = is_cuda() ? hr_gpu_open(&gpu, &params, &err) : 0;
@@ -247,8 +258,10 @@ static void register_pool(struct hr_gpu *gpu)
 struct hr_gpu *check_device_open(const struct check_device *device, enum hr_dtype act,
                                  unsigned n_threads)
 {
-    const struct hr_gpu_params params = {
-        .device = is_cuda() ? NULL : "cpu", .act = act, .n_threads = n_threads};
+    const struct hr_gpu_params params = {.device = is_cuda() ? NULL : "cpu",
+                                         .act = act,
+                                         .n_threads = n_threads,
+                                         .attention = attention_by(act)};
     struct hr_error err = {0};
     struct hr_gpu *gpu = NULL;
 

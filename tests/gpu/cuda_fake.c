@@ -197,7 +197,12 @@ void hr_lt_close(struct hr_lt **lt)
 
 unsigned hr_lt_version(void)
 {
-    return 0;
+    return 130100;
+}
+
+bool hr_lt_has(unsigned cuda)
+{
+    return cuda == 13;
 }
 
 static float value_at(const void *p, bool is_bf16, size_t i)

@@ -122,6 +122,11 @@ class Forward(PackageCase):
             headrace.Model(os.path.join(self.folder, "no-model"))
         with self.assert_raises(ValueError, "activation", "gelu_tanh or quick_gelu"):
             headrace.Model(self.model, activation="relu")
+        with self.assert_raises(ValueError, "attention", "own or cudnn"):
+            headrace.Model(self.model, attention="flash")
+        with headrace.Model(self.model, attention="cudnn") as model:
+            with self.assert_raises(OSError, "attention by cuDNN needs an NVIDIA GPU"):
+                model.forward(x, e, 500)
         with self.assert_raises(ValueError, "precision", "bf16 or f32"):
             headrace.Model(self.model, precision="fp8")
         for direct in ("auto", [1]):
