@@ -5,14 +5,15 @@
 usage: gpu_acceptance.py BUILD_FOLDER [--libs FOLDER]... [--work FOLDER] [--vram SIZE] [--quick]
 
 Needs python3 alone, and a build folder made with tests and CUDA, which may have been copied from another
-machine: libraries that are missing here can be carried along in folders named by --libs. cuBLASLt is looked
-for by the program itself, in those folders, and in the nvidia packages of any python3 here. Prints a table and
-exits 1 when a check failed. Without a GPU it says so and skips them: exit 0.
+machine: libraries that are missing here can be carried along in folders named by --libs. cuBLASLt and cuDNN
+are looked for by the program itself, in those folders, and in the nvidia packages of any python3 here. Prints
+a table and exits 1 when a check failed. Without a GPU it says so and skips them: exit 0.
 
     tests    the bodies of tests/gpu on the GPU, and the golden values in f32 (1e-4) and bf16 (1e-2)
     bits     two runs give the same bits, and so do other slots and block sizes
     rates    headrace bench --device cuda: host to device alone and while the disk reads, weights of each
              dtype, products and attention as shares of a large square product
+    cuDNN    where it is installed, attention by it: the same bodies, and its rates next to our kernel's
     forward  1024x1024 on blocks of the real width: time, reading and copying at once, and the memory that
              the driver reports against --vram
 """
@@ -67,17 +68,23 @@ class Run:
 
 
 def nvidia_folders():
-    """Folders of pip's nvidia packages that hold cuBLASLt."""
+    """Folders of pip's nvidia packages that hold cuBLASLt and cuDNN."""
     found = []
+
+    def look(folder):
+        for name in ("libcublasLt.so.1*", "libcudnn.so.9"):
+            found.extend(glob.glob(os.path.join(folder, "*", "lib", name)))
+
     for pattern in ("/usr/lib/python3*/**/nvidia", "/usr/local/lib/python3*/*-packages/nvidia",
                     "/opt/*/lib/python3*/site-packages/nvidia", os.path.expanduser("~/.local/lib/python3*/"
                                                                                    "site-packages/nvidia")):
         for folder in glob.glob(pattern):
-            found += glob.glob(os.path.join(folder, "*", "lib", "libcublasLt.so.1*"))
+            look(folder)
     try:
         text = subprocess.run(["python3", "-c", "import nvidia; print(list(nvidia.__path__)[0])"],
                               capture_output=True, text=True, check=False, timeout=60).stdout.strip()
-        found += glob.glob(os.path.join(text, "*", "lib", "libcublasLt.so.1*")) if text else []
+        if text:
+            look(text)
     except (OSError, subprocess.TimeoutExpired):
         pass
     return list(dict.fromkeys(os.path.dirname(path) for path in found))
@@ -91,26 +98,44 @@ TESTS = ["tests/gpu/test_gpu_cuda", "tests/gpu/test_gpu_rows", "tests/gpu/test_g
 def tests(run):
     for test in TESTS:
         code, out, tail = run.command(run.path(test))
-        figures = " ".join(line.split("relative RMS ")[1] for line in out.split("\n") if "relative RMS " in line)
-        run.check(os.path.basename(test), code, f"relative RMS {figures}" if figures else "", tail)
+        run.check(os.path.basename(test), code, figures(out), tail)
 
 
-def rates(run, model):
+def figures(out):
+    found = [line.split("relative RMS ")[1] for line in out.split("\n") if "relative RMS " in line]
+    return "relative RMS " + " ".join(found) if found else ""
+
+
+def rates(run, model, *options, only=""):
     code, out, tail = run.command(run.path("cli/headrace"), "bench", model, "--device", "cuda", "--vram", run.args.vram,
-                                  "--json", "--quiet")
+                                  "--json", "--quiet", *options)
     if code:
-        return run.check("rates", code, "", tail)
+        return run.check(" ".join(str(word) for word in ("rates", *options)), code, "", tail)
     result = json.loads(out)
     print(f"rates of {result['device']}, a picture of {result['picture_tokens']} tokens, {result['turns']} turns, "
           f"{result['backend']}, {'direct' if result['direct'] else 'buffered'}")
     for rate in result["rates"]:
+        if not rate["name"].startswith(only):
+            continue
+        name = ", ".join((rate["name"], *options[1:2]))
         if rate["not_measured"]:
-            run.row(rate["name"], "FAIL", rate["not_measured"])
+            run.row(name, "FAIL", rate["not_measured"])
             continue
         text = f"{rate['median']:.4g} {rate['unit']}, {rate['low']:.4g} to {rate['high']:.4g}"
         if rate["share_of"]:
             text += f", {100 * rate['share']:.0f} % of {rate['share_of'].split(',')[0]}"
-        run.row(rate["name"], "ok", text)
+        run.row(name, "ok", text)
+
+
+def by_cudnn(run, model):
+    """Attention by cuDNN, as far as it is installed."""
+    for test in ("tests/gpu/test_gpu_attention", "tests/engine/test_golden"):
+        code, out, tail = run.command(run.path(test), HEADRACE_TEST_ATTENTION="cudnn")
+        if code == 77:
+            return run.row("attention by cuDNN", "none", tail.split("skipped: ")[-1])
+        run.check(f"{os.path.basename(test)}, cudnn", code, figures(out), tail)
+    if model:
+        rates(run, model, "--attention", "cudnn", "--turns", 3, only="attention")
 
 
 class Watch(threading.Thread):
@@ -200,7 +225,7 @@ def main():
     run = Run(parser.parse_args())
     if not os.access(run.path("tests/gpu/test_gpu_cuda"), os.X_OK):
         sys.exit(f"{run.args.build} has no tests; configure it with -Dtests=true, build it and name that folder")
-    n_checks = len(TESTS) + RATES + (0 if run.args.quick else 5)
+    n_checks = len(TESTS) + RATES + 4 + (0 if run.args.quick else 5)
     code, _, tail = run.command(run.path("tests/gpu/test_gpu_cuda"))
     if code == 77:
         print(f"no GPU: {n_checks} checks skipped ({tail.split('skipped: ')[-1]})")
@@ -211,10 +236,12 @@ def main():
         model = make_model(run, work)
         if model:
             rates(run, model)
+        by_cudnn(run, model)
         if model and not run.args.quick:
             forward(run, model, work)
-    failed = [row for row in run.rows if row[1] != "ok"]
-    print(f"{len(run.rows) - len(failed)} passed, {len(failed)} failed, {time.monotonic() - run.begin:.0f} s")
+    failed = [row for row in run.rows if row[1] == "FAIL"]
+    passed = sum(row[1] == "ok" for row in run.rows)
+    print(f"{passed} passed, {len(failed)} failed, {time.monotonic() - run.begin:.0f} s")
     return 1 if failed else 0
 
 
