@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cuda_fake.c -- as much of CUDA's runtime and of products by cuBLASLt as the device uses, on the
- * host: for tests of all that is ours on machines without a GPU. Streams do their work at once.
+ * host: for tests of all that is ours on machines without a GPU. Streams are in cuda_streams.cc.
  *
  * HEADRACE_TEST_DRIVER: none, old or empty, as cudaGetDeviceCount() finds it; 7.5: a device of that
  * compute capability.
@@ -13,6 +13,7 @@
 
 #include "common/common.h"
 #include "gpu/cuda_lt.h"
+#include "tests/gpu/cuda_streams.h"
 
 static bool is_driver(const char *name)
 {
@@ -75,12 +76,6 @@ cudaError_t cudaMalloc(void **ret, size_t size)
     return *ret ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
-cudaError_t cudaFree(void *p)
-{
-    free(p);
-    return cudaSuccess;
-}
-
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 {
     *free_bytes = *total_bytes = (size_t) 1 << 30;
@@ -96,76 +91,6 @@ cudaError_t cudaHostRegister(void *p, size_t size, unsigned int flags)
 cudaError_t cudaHostUnregister(void *p)
 {
     return p ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size, enum cudaMemcpyKind kind,
-                            cudaStream_t stream)
-{
-    (void) kind;
-    (void) stream;
-    memcpy(dst, src, size);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream)
-{
-    (void) stream;
-    memset(p, value, size);
-    return cudaSuccess;
-}
-
-/* ---- streams and events: names only --------------------------------------------------------- */
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned int flags)
-{
-    (void) flags;
-    *ret = malloc(1);
-    return *ret ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t stream)
-{
-    free(stream);
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t stream)
-{
-    return stream ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int flags)
-{
-    (void) flags;
-    return stream && event ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *ret, unsigned int flags)
-{
-    (void) flags;
-    *ret = malloc(1);
-    return *ret ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-cudaError_t cudaEventDestroy(cudaEvent_t event)
-{
-    free(event);
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
-{
-    return stream && event ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t cudaEventQuery(cudaEvent_t event)
-{
-    return event ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-cudaError_t cudaEventSynchronize(cudaEvent_t event)
-{
-    return cudaEventQuery(event);
 }
 
 /* ---- products ------------------------------------------------------------------------------- */
@@ -217,26 +142,43 @@ static float value_at(const void *p, bool is_bf16, size_t i)
     return v;
 }
 
+struct product {
+    struct hr_lt_product p;
+    const void *x, *w;
+    float *c;
+};
+
+static void multiply(void *arg)
+{
+    const struct product *m = arg;
+    const struct hr_lt_product *p = &m->p;
+
+    for (size_t t = 0; t < p->n_tokens; t++)
+        for (size_t n = 0; n < p->n_out; n++) {
+            float *y = &m->c[t * p->c_stride + n];
+            double sum = p->accumulate ? (double) *y : 0.0;
+
+            for (size_t k = 0; k < p->n_in; k++)
+                sum += (double) value_at(m->x, p->is_bf16, t * p->x_stride + k) *
+                       (double) value_at(m->w, p->is_bf16, n * p->w_stride + k);
+            *y = (float) sum;
+        }
+    free(arg);
+}
+
 /* What cuda_lt.h asks of callers is checked here. */
 int hr_lt_run(struct hr_lt *lt, const struct hr_lt_product *p, const void *x, const void *w,
               float *c, cudaStream_t stream)
 {
     const size_t size = p->is_bf16 ? 2 : 4;
+    struct product *m = malloc(sizeof(*m));
 
-    hr_assert(lt && stream);
+    hr_assert(lt && stream && m);
     hr_assert(((uintptr_t) x | (uintptr_t) w | (uintptr_t) c) % HR_LT_ALIGN == 0);
     hr_assert(p->n_in * size % HR_LT_ALIGN == 0 && p->c_stride * 4 % HR_LT_ALIGN == 0);
     hr_assert(p->x_stride * size % HR_LT_ALIGN == 0 && p->w_stride * size % HR_LT_ALIGN == 0);
     hr_assert(p->x_stride >= p->n_in && p->w_stride >= p->n_in && p->c_stride >= p->n_out);
-    for (size_t t = 0; t < p->n_tokens; t++)
-        for (size_t n = 0; n < p->n_out; n++) {
-            float *y = &c[t * p->c_stride + n];
-            double sum = p->accumulate ? (double) *y : 0.0;
-
-            for (size_t k = 0; k < p->n_in; k++)
-                sum += (double) value_at(x, p->is_bf16, t * p->x_stride + k) *
-                       (double) value_at(w, p->is_bf16, n * p->w_stride + k);
-            *y = (float) sum;
-        }
+    *m = (struct product){.p = *p, .x = x, .w = w, .c = c};
+    hr_played_ask(stream, multiply, m);
     return 0;
 }

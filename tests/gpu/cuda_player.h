@@ -15,9 +15,12 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <tuple>
 
 #include <cuda_runtime_api.h>
 #include <vector_functions.h>
+
+#include "tests/gpu/cuda_streams.h"
 
 #define HR_CUDA_PLAYED 1
 #define HR_HAS_BF16    1
@@ -60,8 +63,13 @@ unsigned char *pointer_to(uint32_t address);
 #define blockIdx  player::block_idx
 #define gridDim   player::grid_dim
 
-#define HR_LAUNCH(kernel, grid, threads, stream, ...) \
-    ((void) (stream), player::launch(grid, threads, [&] { kernel(__VA_ARGS__); }))
+/* Arguments are taken when the launch is asked for. */
+#define HR_LAUNCH(kernel, grid, threads, stream, ...)                               \
+    player::ask(stream, [where = dim3(grid), args = std::make_tuple(__VA_ARGS__)] { \
+        player::launch(where, threads, [&args] {                                    \
+            std::apply([](const auto &...each) { kernel(each...); }, args);         \
+        });                                                                         \
+    })
 
 static inline void __syncthreads()
 {

@@ -136,18 +136,32 @@ static void test_arena(void **state)
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-/* Weights of random sizes through slots that hold few of them, each overwritten on the host as soon
- * as the device allows, summed up on the device. With registered memory and without. */
-static void check_stages(bool is_registered)
+enum source { PAGEABLE, REGISTERED, RING };
+
+/* As others would write into a ring on the device. Of a real one that takes its own queue. */
+static void put(struct hr_gpu *gpu, float *dst, const float *src, size_t n, enum source source)
+{
+    if (source == RING && !getenv("HEADRACE_TEST_PLAYED"))
+        assert_int_equal(hr_gpu_upload(gpu, dst, src, n * 4), 0);
+    else
+        memcpy(dst, src, n * 4);
+}
+
+/* Weights of random sizes through slots that hold few of them, or used where they lie in a ring on
+ * the device, each overwritten as soon as the device allows, summed up on the device. */
+static void check_stages(enum source source)
 {
     enum { N = 1024, TURNS = 200, HOST = 6 };
     struct check_rng rng = check_seed();
     const uint64_t arena = 3 * hr_gpu_arena_bytes(N * 4);
-    const struct hr_gpu_params params = {
-        .device = "cuda", .act = HR_DTYPE_F32, .slot_bytes = 3 * N * 4, .arena_bytes = arena};
-    const size_t bytes = hr_align_up(HOST * N * 4, 1 << 16);
-    float *host = aligned_alloc(1 << 16, bytes);
-    static float want[N], got[N], one[N];
+    const size_t bytes = hr_align_up(HOST * N * 4, HR_GPU_RING_STEP);
+    const struct hr_gpu_params params = {.device = "cuda",
+                                         .act = HR_DTYPE_F32,
+                                         .slot_bytes = 3 * N * 4,
+                                         .ring_bytes = source == RING ? bytes : 0,
+                                         .arena_bytes = arena};
+    float *memory = aligned_alloc(HR_GPU_RING_STEP, bytes), *host = memory;
+    static float want[N], got[N], one[N], values[N];
     struct hr_gpu_weight weights[HOST];
     struct hr_gpu *gpu = NULL;
 
@@ -155,8 +169,10 @@ static void check_stages(bool is_registered)
     memset(host, 0, bytes);
     memset(want, 0, sizeof(want));
     assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
-    if (is_registered)
+    if (source == REGISTERED)
         assert_int_equal(hr_gpu_register_host(gpu, host, bytes), 0);
+    if (source == RING)
+        host = hr_gpu_ring(gpu, &(uint64_t){0});
     float *sum = hr_gpu_alloc(gpu, N * 4), *x = hr_gpu_alloc(gpu, N * 4);
     float *gate = hr_gpu_alloc(gpu, N * 4);
 
@@ -172,11 +188,15 @@ static void check_stages(bool is_registered)
         if (turn >= HOST)
             assert_true(hr_gpu_host_is_free(gpu, &weights[at], true));
         for (size_t i = 0; i < n; i++) { /* sums stay exact */
-            w[i] = (float) check_pick(&rng, 1000);
-            want[i] += w[i];
+            values[i] = (float) check_pick(&rng, 1000);
+            want[i] += values[i];
         }
+        put(gpu, w, values, n, source);
         assert_int_equal(hr_gpu_stage(gpu, &weights[at], w, n * 4), 0);
-        assert_int_equal((uintptr_t) weights[at].data % 256, 0);
+        if (source == RING)
+            assert_ptr_equal(weights[at].data, w);
+        else
+            assert_int_equal((uintptr_t) weights[at].data % 256, 0);
         const struct hr_linear add = {.x = x,
                                       .x_dtype = HR_DTYPE_F32,
                                       .x_stride = 1,
@@ -197,17 +217,18 @@ static void check_stages(bool is_registered)
     }
     assert_int_equal(hr_gpu_download(gpu, got, sum, sizeof(got)), 0);
     assert_memory_equal(got, want, sizeof(got));
-    if (is_registered)
+    if (source == REGISTERED)
         hr_gpu_unregister_host(gpu, host);
     hr_gpu_close(&gpu);
-    free(host);
+    free(memory);
 }
 
 static void test_stages(void **state)
 {
     (void) state;
-    check_stages(true);
-    check_stages(false);
+    check_stages(REGISTERED);
+    check_stages(PAGEABLE);
+    check_stages(RING);
 }
 
 /* What cannot fit is refused, and the device works on. */
