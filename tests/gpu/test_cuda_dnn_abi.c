@@ -68,11 +68,6 @@ SAME(sizeof(int), sizeof(cudnnBackendDescriptorType_t));
 SAME(sizeof(int), sizeof(cudnnBackendAttributeName_t));
 SAME(sizeof(int), sizeof(cudnnBackendAttributeType_t));
 
-int main(void)
-{
-    return 0;
-}
-
 /* Every function takes as many arguments, of types that convert: handles and sizes would not be
  * taken for each other. */
 void hr_test_calls(void);

@@ -35,11 +35,6 @@ SAME(sizeof(int), sizeof(cublasLtMatmulDescAttributes_t));
 
 /* Every function takes as many arguments, of types that convert: handles and sizes would not be
  * taken for each other. */
-int main(void)
-{
-    return 0;
-}
-
 void hr_test_calls(void);
 void hr_test_calls(void)
 {
