@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cli/cli.h"
 
@@ -190,7 +191,9 @@ static void print_text(const struct plan *plan)
         printf("link      %.2f GB/s, measured: %s a step\n",
                cli_gbps(f->link_sample_bytes, f->link_sample_ns), cli_duration(a, f->link_ns));
     else
-        printf("link      none: the device computes on the host's memory\n");
+        printf("link      none: %s\n", strcmp(f->io_name, "cufile") == 0
+                                           ? "the disk's bytes go straight to the device"
+                                           : "the device computes on the host's memory");
     print_compute(f);
     if (p->n_forwards == 1)
         printf("time      %s\n", cli_duration(a, f->run_ns));

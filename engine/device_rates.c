@@ -33,7 +33,8 @@ enum { N_SIZES = HR_ARRAY_SIZE(all_sizes), SMALL_SIDE = 2048 };
 
 struct memory {
     struct hr_gpu_params gpu;
-    uint64_t operand_bytes; /* of the host                        */
+    struct hr_gpu_params past; /* ring_bytes 0: not wanted */
+    uint64_t operand_bytes;    /* of the host                        */
     uint64_t band_bytes;
     uint64_t scratch_bytes; /* of the device, in the host         */
     uint64_t device_bytes;  /* of a device that has memory of its own */
@@ -68,19 +69,26 @@ static uint64_t ring_min(const struct hr_rates *rates, struct hr_error *err)
 static bool size_up(struct memory *m, const struct hr_rates *rates,
                     const struct hr_rates_sizes *sizes)
 {
+    uint64_t past_bytes = 0;
+
     m->gpu.arena_bytes = hr_rates_arena_bytes(rates->act, sizes);
-    const bool fits = hr_gpu_device_bytes(&m->gpu, &m->device_bytes, NULL) == 0;
+    bool fits = hr_gpu_device_bytes(&m->gpu, &m->device_bytes, NULL) == 0;
 
     m->operand_bytes = m->device_bytes ? 0 : m->gpu.arena_bytes;
     m->scratch_bytes = hr_gpu_scratch_bytes(&m->gpu);
-    return fits;
+    if (m->past.ring_bytes) {
+        fits = hr_gpu_device_bytes(&m->past, &past_bytes, NULL) == 0 && fits;
+        m->device_bytes += past_bytes;
+        m->scratch_bytes += hr_gpu_scratch_bytes(&m->past);
+    }
+    return fits && (!m->gpu.vram_bytes || m->device_bytes <= m->gpu.vram_bytes);
 }
 
 static int refuse_vram(struct memory *m, const struct hr_rates *rates)
 {
     const uint64_t limit = m->gpu.vram_bytes;
 
-    m->gpu.vram_bytes = INT64_MAX; /* no limit, and counted */
+    m->gpu.vram_bytes = m->past.vram_bytes = INT64_MAX; /* no limit, and counted */
     size_up(m, rates, &all_sizes[N_SIZES - 1]);
     return hr_error_set(rates->err, -ENOMEM,
                         "the limit of device memory is %llu MiB, but measuring needs %llu MiB; "
@@ -176,6 +184,19 @@ static void register_memory(struct hr_rates *rates)
         hr_gpu_register_host(rates->gpu, rates->bands, HR_RATES_REGISTERED_BYTES) == 0;
 }
 
+/* A stream into the device's memory, in the same blocks as the other. */
+static int open_past(struct hr_rates *rates, const struct hr_gpu_params *params)
+{
+    const struct hr_stream_params *stream = &rates->params->stream;
+    const struct hr_stream_blocks blocks = hr_stream_choose_blocks(rates->checkpoint, stream);
+    const int r = hr_gpu_open(&rates->past, params, rates->err);
+
+    if (r < 0)
+        return r;
+    return hr_stream_open_blocks(&rates->past_stream, rates->checkpoint, stream, &blocks,
+                                 hr_ring_memory_of(&rates->past_ring, rates->past), rates->err);
+}
+
 static int take_memory(struct hr_rates *rates, const struct memory *m)
 {
     struct hr_stream_params stream = rates->params->stream;
@@ -185,8 +206,12 @@ static int take_memory(struct hr_rates *rates, const struct memory *m)
     stream.trace = NULL;
     if (r == 0)
         r = take_bands(rates, (size_t) m->band_bytes);
+    if (m->past.ring_bytes)
+        stream.io = NULL;
     if (r == 0)
         r = hr_stream_open(&rates->stream, rates->checkpoint, &stream, rates->err);
+    if (r == 0 && m->past.ring_bytes)
+        r = open_past(rates, &m->past);
     if (r < 0)
         return r;
     hr_rates_take_operands(rates);
@@ -201,6 +226,8 @@ static void give_back(struct hr_rates *rates)
     if (rates->is_registered)
         hr_gpu_unregister_host(rates->gpu, rates->bands);
     hr_stream_close(&rates->stream);
+    hr_stream_close(&rates->past_stream);
+    hr_gpu_close(&rates->past);
     hr_gpu_close(&rates->gpu);
     if (rates->bands)
         munmap(rates->bands, rates->bands_bytes);
@@ -252,13 +279,16 @@ static int sample(struct hr_rates *rates, struct table *t, uint32_t i, uint32_t 
     if (t->rates[i].not_measured || work->kind == HR_WORK_DISK_BESIDE)
         return 0;
     if (work->kind == HR_WORK_DISK)
-        return hr_rates_read(rates, value, NULL);
+        return hr_rates_read(rates, rates->stream, value, NULL);
+    if (work->kind == HR_WORK_DISK_PAST)
+        return hr_rates_read(rates, rates->past_stream, value, NULL);
     if (work->kind == HR_WORK_BESIDE) {
         uint32_t k = 0;
 
         while (k < t->n && t->works[k].kind != HR_WORK_DISK_BESIDE)
             k++;
-        return hr_rates_read(rates, k < t->n ? value_of(t, k, turn) : &unused, value);
+        return hr_rates_read(rates, rates->stream, k < t->n ? value_of(t, k, turn) : &unused,
+                             value);
     }
     r = hr_rates_time(rates, work, work->n_ops, &ns);
     *value = work->amount * (double) work->n_ops / (double) ns *
@@ -277,8 +307,9 @@ static int prepare(struct hr_rates *rates, struct table *t)
     for (uint32_t i = 0; i < t->n && r == 0; i++) {
         const int kind = t->works[i].kind;
 
+        turn_ns += kind == HR_WORK_DISK_PAST ? HR_RATES_DISK_NS : 0;
         if (t->rates[i].not_measured || kind == HR_WORK_DISK || kind == HR_WORK_BESIDE ||
-            kind == HR_WORK_DISK_BESIDE)
+            kind == HR_WORK_DISK_BESIDE || kind == HR_WORK_DISK_PAST)
             continue;
         r = hr_rates_calibrate(rates, &t->works[i], &ns);
         turn_ns += ns;
@@ -408,6 +439,11 @@ int hr_device_rates(struct hr_device_rates *ret_rates, const struct hr_checkpoin
         .vram_bytes = rates.params->vram_bytes,
         .attention = rates.params->attention,
     };
+    if (params && params->stream.io && hr_io_reads_into_device(params->stream.io))
+        m.past = hr_ring_device(params->device, params->vram_bytes,
+                                params->stream.ring_bytes
+                                    ? hr_align_up(params->stream.ring_bytes, RING_STEP_BYTES)
+                                    : HR_RING_BYTES_DEFAULT);
     r = measure(&rates, &table, &m);
     if (r == 0) {
         report(ret_rates, &rates, &table, &m);

@@ -13,6 +13,7 @@
 #define HR_DEVICE_RATES_H
 
 #include "common/common.h"
+#include "engine/dit_ring.h"
 #include "gpu/gpu.h"
 
 #define HR_RATES_SAMPLE_NS UINT64_C(50000000)
@@ -37,6 +38,7 @@ struct hr_work {
         HR_WORK_BESIDE,     /* the same, and bands of the disk as they arrive    */
         HR_WORK_DISK,
         HR_WORK_DISK_BESIDE, /* measured together with HR_WORK_BESIDE            */
+        HR_WORK_DISK_PAST,   /* into the device's memory, past the host's        */
         HR_WORK_LINEAR,
         HR_WORK_ATTENTION,
     } kind;
@@ -64,6 +66,10 @@ struct hr_rates {
     unsigned char *x, *w, *y; /* operands, in the arena                                      */
     float *gate;
     struct hr_stream *stream;
+    /* Of HR_WORK_DISK_PAST, where it was asked for: the same device once more, with a ring. */
+    struct hr_gpu *past;
+    struct hr_reader_memory past_ring;
+    struct hr_stream *past_stream;
     const char **names; /* [2 * n_names]: tensors in the order of the files, twice over      */
     uint32_t n_names, next_name;
     uint64_t model_bytes, window_bytes; /* of a reading */
@@ -104,8 +110,10 @@ int hr_rates_calibrate(const struct hr_rates *rates, struct hr_work *work, uint6
 int hr_rates_list_names(struct hr_rates *rates);
 /* Choose window_bytes, which warms up. */
 int hr_rates_calibrate_disk(struct hr_rates *rates);
-/* Read the next part of the model, alone or copying its bands and others meanwhile.
+/* Read the next part of the model through one of the streams, alone or copying its bands and others
+ * meanwhile.
  * @param ret_copy  GB/s of the copies; NULL: nothing is copied */
-int hr_rates_read(struct hr_rates *rates, double *ret_disk, double *ret_copy);
+int hr_rates_read(struct hr_rates *rates, struct hr_stream *stream, double *ret_disk,
+                  double *ret_copy);
 
 #endif /* HR_DEVICE_RATES_H */

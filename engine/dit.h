@@ -35,6 +35,7 @@
 #include "engine/dit_meter.h"
 #include "engine/dit_mods.h"
 #include "engine/dit_resident.h"
+#include "engine/dit_ring.h"
 #include "engine/dit_verify.h"
 #include "engine/lora.h"
 #include "engine/stream.h"
@@ -357,9 +358,6 @@ uint64_t hr_dit_trace_events(const struct hr_dit *dit);
 /* @return 0, or -EOPNOTSUPP where files are read past the host's memory, naming what needs them
  * there */
 int hr_dit_ring_check(const struct hr_dit_params *params, struct hr_error *err);
-/* The device's ring as a reader takes it. @return memory, or NULL: there is none */
-const struct hr_reader_memory *hr_ring_memory_of(struct hr_reader_memory *memory,
-                                                 struct hr_gpu *gpu);
 /* Tell the device of the host's memory that weights come from: the stream's ring; and the weights
  * that stay, when the first pass has filled them. */
 void hr_dit_register_ring(struct hr_dit *dit);

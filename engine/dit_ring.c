@@ -79,3 +79,14 @@ const struct hr_reader_memory *hr_ring_memory_of(struct hr_reader_memory *memory
     memory->base = hr_gpu_ring(gpu, &memory->size_bytes);
     return memory->base ? memory : NULL;
 }
+
+struct hr_gpu_params hr_ring_device(const char *device, uint64_t vram_bytes, uint64_t ring_bytes)
+{
+    return (struct hr_gpu_params){
+        .device = device,
+        .act = HR_DTYPE_F32, /* which all can; nothing is computed */
+        .n_threads = 1,
+        .vram_bytes = vram_bytes,
+        .ring_bytes = ring_bytes,
+    };
+}

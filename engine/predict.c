@@ -42,16 +42,24 @@ static int measure_disk(const struct hr_dit *dit, const struct hr_dit_params *pa
                         struct hr_dit_forecast *forecast, struct hr_error *err)
 {
     struct hr_stream_params stream_params = params->stream;
+    const struct hr_gpu_params gpu_params =
+        hr_ring_device(params->device, params->vram_bytes, dit->budget.device_ring_bytes);
     const char **names = calloc(dit->model.n_plan, sizeof(*names));
+    struct hr_reader_memory memory;
     struct hr_stream *stream = NULL;
     struct hr_stream_stats stats;
-    int r;
+    struct hr_gpu *gpu = NULL;
+    int r = 0;
 
     if (!names)
         return hr_error_set(err, -ENOMEM, "no memory for %u names", dit->model.n_plan);
     stream_params.ring_bytes = dit->budget.ring_bytes;
     stream_params.trace = NULL;
-    r = hr_stream_open_blocks(&stream, dit->checkpoint, &stream_params, &dit->blocks, NULL, err);
+    if (gpu_params.ring_bytes)
+        r = hr_gpu_open(&gpu, &gpu_params, err);
+    if (r == 0)
+        r = hr_stream_open_blocks(&stream, dit->checkpoint, &stream_params, &dit->blocks,
+                                  gpu ? hr_ring_memory_of(&memory, gpu) : NULL, err);
     if (r == 0)
         r = hr_stream_plan(stream, names, choose_sample(&dit->model, names), 0, 1, err);
     if (r == 0)
@@ -64,6 +72,7 @@ static int measure_disk(const struct hr_dit *dit, const struct hr_dit_params *pa
         forecast->disk_sample_ns = hr_max_u64(stats.busy_ns, 1);
     }
     hr_stream_close(&stream);
+    hr_gpu_close(&gpu);
     free(names);
     return r;
 }

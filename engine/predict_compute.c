@@ -245,7 +245,8 @@ static int time_size(struct hr_timing *timing, const struct hr_dit *like,
         if (r == 0)
             r = time_forwards(dit, like, d, is_sample ? SAMPLE_NS : EXACT_NS, &up_front_ns,
                               &blocks_ns, err);
-        if (r == 0 && forecast->link_sample_ns == 0)
+        /* Into a ring on the device the disk itself brings them. */
+        if (r == 0 && forecast->link_sample_ns == 0 && !like->budget.device_ring_bytes)
             r = measure_link(dit, forecast, err);
         if (r == 0 && n == 1 && is_sample)
             r = measure_attention(dit, timing, err);

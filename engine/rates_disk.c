@@ -76,7 +76,7 @@ int hr_rates_list_names(struct hr_rates *rates)
 }
 
 /* Have the stream read about window_bytes from where the last reading ended. */
-static int plan(struct hr_rates *rates)
+static int plan(struct hr_rates *rates, struct hr_stream *stream)
 {
     const char **first = rates->names + rates->next_name;
     const uint32_t n_passes =
@@ -87,7 +87,7 @@ static int plan(struct hr_rates *rates)
     while (n < rates->n_names && (n_passes > 1 || bytes < rates->window_bytes))
         bytes += hr_checkpoint_find(rates->checkpoint, first[n++])->size_bytes;
     rates->next_name = (rates->next_name + n) % rates->n_names;
-    return hr_stream_plan(rates->stream, first, n, 0, n_passes, rates->err);
+    return hr_stream_plan(stream, first, n, 0, n_passes, rates->err);
 }
 
 /* ---- the thread that takes what arrives --------------------------------------------------- */
@@ -248,17 +248,18 @@ static int read_window(struct hr_rates *rates, struct reading *reading, uint64_t
     return r;
 }
 
-int hr_rates_read(struct hr_rates *rates, double *ret_disk, double *ret_copy)
+int hr_rates_read(struct hr_rates *rates, struct hr_stream *stream, double *ret_disk,
+                  double *ret_copy)
 {
-    struct reading reading = {.stream = rates->stream, .has_copies = ret_copy != NULL};
+    struct reading reading = {.stream = stream, .has_copies = ret_copy != NULL};
     size_t ring_bytes;
     void *ring;
 
-    hr_stream_ring(rates->stream, &ring, &ring_bytes);
+    hr_stream_ring(stream, &ring, &ring_bytes);
     reading.n_held = hr_max_u64(hr_min_u64(ring_bytes / 2 / HR_RATES_BAND_BYTES, HELD_MAX), 1);
     const uint64_t begin_ns = hr_now_ns();
     uint64_t copied = 0;
-    int r = plan(rates);
+    int r = plan(rates, stream);
 
     if (r < 0)
         return r;
@@ -281,7 +282,7 @@ int hr_rates_calibrate_disk(struct hr_rates *rates)
     /* Twice: the first reading also wakes the disk up. */
     for (int i = 0; i < 2; i++) {
         double gbps;
-        const int r = hr_rates_read(rates, &gbps, NULL);
+        const int r = hr_rates_read(rates, rates->stream, &gbps, NULL);
 
         if (r < 0)
             return r;

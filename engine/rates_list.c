@@ -195,9 +195,11 @@ static void add_copies_and_disk(struct list *list)
         {"copy while the disk reads", {.kind = HR_WORK_BESIDE}, 1},
         {"disk alone", {.kind = HR_WORK_DISK}, -1},
         {"disk while bands are copied", {.kind = HR_WORK_DISK_BESIDE}, 3},
+        {"disk past the host's memory", {.kind = HR_WORK_DISK_PAST}, 3},
     };
+    const size_t n = HR_ARRAY_SIZE(all) - (list->rates->past ? 0 : 1);
 
-    for (size_t i = 0; i < HR_ARRAY_SIZE(all); i++) {
+    for (size_t i = 0; i < n; i++) {
         struct hr_rate *rate = add(list, &all[i].work, HR_RATE_GBPS, all[i].share_of);
         const bool is_copy = all[i].work.kind != HR_WORK_DISK;
 

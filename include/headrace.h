@@ -802,7 +802,9 @@ struct hr_rates_params {
 };
 
 /* The rates, in this order: copies to the device from ordinary and from registered memory and while
- * the disk reads; the disk alone and beside those copies; weights of each dtype through a product
+ * the disk reads; the disk alone, beside those copies, and with stream.io "cufile" past the host's
+ * memory, where all else is measured by the first backend that works; weights of each dtype through
+ * a product
  * of few tokens; a large square product, which is the peak that products and attention are compared
  * with; products at the sizes of the 20B model, and attention. */
 struct hr_device_rates {

@@ -94,6 +94,28 @@ static void test_emulated(void **state)
     assert_string_equal(rates.rates[find("disk while")->share_of].name, "disk alone");
 }
 
+/* Next to the first backend that works; skipped where files cannot be read directly. */
+static void test_past_the_host(void **state)
+{
+    const struct hr_rates_params params = {.device = "emulated",
+                                           .n_turns = 1,
+                                           .vram_bytes = 500 * HR_MIB,
+                                           .stream = {.io = "cufile", .ring_bytes = 64 * HR_MIB}};
+    struct hr_error err = {0};
+
+    (void) state;
+    if (hr_device_rates(&rates, model.checkpoint, &params, &err) == -EOPNOTSUPP &&
+        strstr(err.message, "direct reading was asked for"))
+        skip();
+    if (err.code < 0)
+        fail_msg("%s", err.message);
+    check_rates(true);
+    assert_string_equal(rates.rates[find("disk past")->share_of].name, "disk alone");
+    assert_string_not_equal(rates.stream.io_name, "cufile");
+    assert_true(rates.device_memory_bytes > 64 * HR_MIB);
+    assert_true(rates.device_memory_bytes <= params.vram_bytes);
+}
+
 static void test_cpu(void **state)
 {
     (void) state;
@@ -194,9 +216,9 @@ static void test_cut_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cpu),      cmocka_unit_test(test_emulated),
-        cmocka_unit_test(test_refused),  cmocka_unit_test(test_cancelled),
-        cmocka_unit_test(test_cut_file),
+        cmocka_unit_test(test_cpu),           cmocka_unit_test(test_emulated),
+        cmocka_unit_test(test_past_the_host), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_cancelled),     cmocka_unit_test(test_cut_file),
     };
 
     return cmocka_run_group_tests(tests, open_model, close_model);

@@ -146,6 +146,24 @@ static int predict(const struct hr_dit_params *params, struct hr_dit_prediction 
     return hr_dit_predict(model.checkpoint, params, &model.inputs, 1, ret_prediction, NULL, &err);
 }
 
+/* The disk is measured into such a ring, and no copies are. */
+static void test_forecast(void **state)
+{
+    const struct hr_dit_params params = {.device = "emulated", .stream = {.io = "cufile"}};
+    struct hr_dit_prediction prediction;
+    struct hr_dit_forecast forecast;
+    struct hr_error err = {0};
+
+    (void) state;
+    needs_direct();
+    if (hr_dit_predict(model.checkpoint, &params, &model.inputs, 1, &prediction, &forecast, &err))
+        fail_msg("%s", err.message);
+    assert_string_equal(forecast.io_name, "cufile");
+    assert_true(forecast.direct && forecast.disk_sample_bytes > 0);
+    assert_int_equal(forecast.link_sample_bytes, 0);
+    assert_int_equal(forecast.link_ns, 0);
+}
+
 static void test_budget(void **state)
 {
     struct hr_dit_params params = {.device = "emulated", .stream = {.io = "cufile"}};
@@ -167,6 +185,7 @@ int main(void)
         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_forecast),
     };
 
     return cmocka_run_group_tests_name("dit_ring", tests, open_model, close_model);
