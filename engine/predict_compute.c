@@ -5,36 +5,29 @@
  * Blocks are alike, so the difference of two blocks and one, times the blocks that are left, is
  * what the others take; what one block took beyond that, embeddings and head, comes once.
  *
- * Where that would take long it is done at sizes that do not, each two or four times the one
- * before, and extrapolated from the last two. Attention grows with the pairs of tokens, and is
- * timed apart; all else grows with the tokens, but for what each pass over the weights costs at any
- * size: t(n) = a + b n + c pairs(n) */
+ * Where that would take long it is done at sizes that do not, of one input and of two, and
+ * extrapolated (predict_extrapolate.c). Attention, and on a device with copies products, are timed
+ * apart, too. */
 #include "engine/predict.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/units.h"
+
 enum {
-    FORWARDS_MAX = 6,   /* timed for each number of blocks; the shortest counts */
-    TOKENS_EXACT = 384, /* of all inputs: up to so many nothing is gained by fewer */
-    TOKENS_FIRST = 64,  /* the smallest size */
-    ATTENTIONS_MAX = 32,
-    ATTENTION_TOKENS = 1024, /* at least, to go by: it is most of what large pictures take */
+    FORWARDS_MAX = 6, /* timed for each number of blocks; the shortest counts */
+    CALLS_MAX = 32,
+    APART_TOKENS = 1024, /* at least, to go by: attention is most of what large pictures take */
     LINK_BAND_BYTES = 16 << 20,
     LINK_SAMPLE_BYTES = 512 << 20,
 };
 /* For each number of blocks, unless one forward takes longer: at the size itself, at others. */
 #define EXACT_NS  UINT64_C(1500000000)
 #define SAMPLE_NS UINT64_C(600000000)
-/* One and two blocks that take no longer are computed at their own size; two that take longer are
- * enough to go by. */
-#define QUICK_NS     UINT64_C(2500000000)
-#define ENOUGH_NS    UINT64_C(1000000000)
-#define GROWN_NS     UINT64_C(8000000000) /* of sizes four times the one before, else two times */
-#define ATTENTION_NS UINT64_C(50000000)
+#define CALLS_NS  UINT64_C(50000000)
 
 /* ---- inputs ------------------------------------------------------------------------------- */
 
@@ -81,40 +74,7 @@ static void free_dummies(struct dummies *d)
     free(d->zeros);
 }
 
-/* `side` of a latent, which stays even. */
-static uint32_t scale_side(uint32_t side, double factor)
-{
-    const double patches = round(side / 2 * factor);
-
-    return 2 * (uint32_t) fmin(fmax(patches, 1.0), HR_DIT_SIDE_MAX / 2);
-}
-
-/* An input in the same proportions with about n tokens, of text as many as there are but at most a
- * quarter. */
-static struct hr_dit_inputs scale_input(const struct hr_dit_inputs *inputs,
-                                        const struct hr_dit_geometry *g, uint64_t n)
-{
-    struct hr_dit_inputs scaled = *inputs;
-    const uint64_t n_txt = hr_min_u64(g->n_txt, hr_max_u64(n / 4, 1));
-    const double factor = sqrt((double) (n - n_txt) / (double) g->n_img);
-
-    scaled.prompt_mask = NULL;
-    scaled.n_text = (uint32_t) n_txt;
-    for (uint32_t k = 0; k < scaled.n_images; k++) {
-        scaled.images[k].h = scale_side(scaled.images[k].h, factor);
-        scaled.images[k].w = scale_side(scaled.images[k].w, factor);
-    }
-    return scaled;
-}
-
 /* ---- what is timed ------------------------------------------------------------------------ */
-
-static void add_amount(struct hr_amount *amount, const struct hr_dit_geometry *g)
-{
-    amount->tokens += (double) g->n_all;
-    amount->pairs += (double) g->n_all * (double) g->n_all;
-    amount->pairs_last += (double) g->n_img * (double) g->n_all;
-}
 
 /* Copies of ring memory to the device, without computing; one that computes on the ring itself
  * gives the address back. */
@@ -164,7 +124,7 @@ static int measure_attention(struct hr_dit *dit, struct hr_timing *timing, struc
     uint64_t shortest_ns = UINT64_MAX, total_ns = 0;
     int r = hr_gpu_sync(dit->gpu);
 
-    for (unsigned i = 0; i < ATTENTIONS_MAX && r == 0 && total_ns < ATTENTION_NS; i++) {
+    for (unsigned i = 0; i < CALLS_MAX && r == 0 && total_ns < CALLS_NS; i++) {
         const uint64_t begin_ns = hr_now_ns();
 
         r = hr_gpu_attention(dit->gpu, &p);
@@ -177,6 +137,67 @@ static int measure_attention(struct hr_dit *dit, struct hr_timing *timing, struc
         return hr_error_set(err, r, "device %s: attention failed", hr_gpu_name(dit->gpu));
     timing->pair_ns = (double) shortest_ns / ((double) n * (double) n);
     return 0;
+}
+
+/* A product of the first sample with what a forward has at a time of a large weight, which is on
+ * the device already: the copies of a forward hide how long its products take. */
+static int measure_product(struct hr_dit *dit, struct hr_timing *timing, struct hr_error *err)
+{
+    const struct hr_dit_buffers *b = &dit->samples[0].buffers;
+    const struct hr_dit_geometry *g = &dit->samples[0].geometry;
+    const struct hr_linear_weights *w = &dit->model.blocks[0].img.mlp_up;
+    const struct hr_cut cut = hr_cut_tensor(w->weight);
+    const struct hr_band band = hr_cut_band(&cut, 0);
+    struct hr_gpu_weight weight = {.data = NULL};
+    struct hr_linear p = {.x = b->normed,
+                          .x_dtype = dit->act,
+                          .x_stride = dit->model.width,
+                          .w_dtype = w->weight->dtype,
+                          .w_scale = w->w_scale,
+                          .w_scale_stride = w->w_scale_stride,
+                          .n_tokens = hr_max_u64(g->n_img, g->n_txt),
+                          .n_in = dit->model.width,
+                          .n_out = (size_t) band.n_rows,
+                          .out = b->hidden,
+                          .out_dtype = dit->act,
+                          .out_stride = 4 * (size_t) dit->model.width};
+    uint64_t shortest_ns = UINT64_MAX, total_ns = 0;
+    size_t ring_bytes;
+    void *ring;
+
+    hr_stream_ring(dit->stream, &ring, &ring_bytes);
+    hr_assert(band.size_bytes <= ring_bytes);
+    int r = hr_gpu_stage(dit->gpu, &weight, ring, band.size_bytes);
+    const bool is_staged = r == 0;
+
+    p.w = weight.data;
+    if (r == 0)
+        r = hr_gpu_sync(dit->gpu);
+    for (unsigned i = 0; i < CALLS_MAX && r == 0 && total_ns < CALLS_NS; i++) {
+        const uint64_t begin_ns = hr_now_ns();
+
+        r = hr_gpu_linear(dit->gpu, &p);
+        if (r == 0)
+            r = hr_gpu_sync(dit->gpu);
+        shortest_ns = hr_min_u64(shortest_ns, hr_now_ns() - begin_ns);
+        total_ns += hr_now_ns() - begin_ns;
+    }
+    if (is_staged)
+        hr_gpu_unstage(dit->gpu, &weight);
+    if (r < 0)
+        return hr_error_set(err, r, "device %s: a product failed", hr_gpu_name(dit->gpu));
+    /* A token meets 12 D^2 weights of a block: four products of D^2, and two of four times that. */
+    timing->token_ns = 12.0 * (double) p.n_in * (double) p.n_in * (double) shortest_ns /
+                       ((double) p.n_in * (double) p.n_out * (double) p.n_tokens);
+    return 0;
+}
+
+static int measure_apart(struct hr_dit *dit, struct hr_timing *timing,
+                         const struct hr_dit_forecast *forecast, struct hr_error *err)
+{
+    const int r = measure_attention(dit, timing, err);
+
+    return r == 0 && forecast->link_sample_ns > 0 ? measure_product(dit, timing, err) : r;
 }
 
 /* The first n_layers blocks, whose weights are whatever the ring holds. */
@@ -237,6 +258,7 @@ static int time_size(struct hr_timing *timing, const struct hr_dit *like,
 {
     int r = take_dummies(d, like, err);
 
+    *timing = (struct hr_timing){.pair_ns = 0.0};
     for (uint32_t n = 1; n <= hr_min_u64(like->model.n_layers, 2) && r == 0; n++) {
         struct hr_dit *dit = NULL;
         uint64_t up_front_ns = 0, blocks_ns = 0;
@@ -249,13 +271,12 @@ static int time_size(struct hr_timing *timing, const struct hr_dit *like,
         if (r == 0 && forecast->link_sample_ns == 0 && !like->budget.device_ring_bytes)
             r = measure_link(dit, forecast, err);
         if (r == 0 && n == 1 && is_sample)
-            r = measure_attention(dit, timing, err);
+            r = measure_apart(dit, timing, forecast, err);
         if (r == 0 && n == 1) {
-            *timing = (struct hr_timing){.pair_ns = timing->pair_ns};
             timing->one.up_front_ns = up_front_ns;
             timing->one.blocks_ns = blocks_ns;
             for (uint32_t i = 0; i < dit->n_samples; i++)
-                add_amount(&timing->amount, &dit->samples[i].geometry);
+                hr_predict_add_input(&timing->amount, &dit->samples[i].geometry);
             snprintf(timing->device_name, sizeof(timing->device_name), "%s", hr_gpu_name(dit->gpu));
         }
         timing->two.up_front_ns = up_front_ns;
@@ -276,120 +297,72 @@ static int time_exactly(struct hr_timing *timing, const struct hr_dit *dit,
     return time_size(timing, dit, params, &d, false, forecast, err);
 }
 
-/* About n tokens in one input like that which has the most. */
-static struct hr_dit_inputs small_input(const struct hr_dit *dit,
-                                        const struct hr_dit_inputs *inputs, uint64_t n)
+/* Inputs of about n tokens each, like that which has the most. */
+static struct dummies small_inputs(const struct hr_dit *dit, const struct hr_dit_inputs *inputs,
+                                   uint64_t n, uint32_t n_inputs)
 {
+    struct dummies d = {.n = n_inputs};
     uint32_t largest = 0;
 
     for (uint32_t i = 1; i < dit->n_samples; i++)
         if (dit->samples[i].geometry.n_all > dit->samples[largest].geometry.n_all)
             largest = i;
-    return scale_input(&inputs[largest], &dit->samples[largest].geometry, n);
+    for (uint32_t i = 0; i < n_inputs; i++)
+        d.inputs[i] = hr_predict_scale_input(&inputs[largest], &dit->samples[largest].geometry, n);
+    return d;
 }
 
-/* Attention of ATTENTION_TOKENS, without a forward. */
-static int time_attention(struct hr_timing *timing, const struct hr_dit *like,
-                          const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
-                          struct hr_error *err)
+/* Attention, and products, of APART_TOKENS, without a forward. */
+static int time_apart(struct hr_timing *timing, const struct hr_dit *like,
+                      const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
+                      const struct hr_dit_forecast *forecast, struct hr_error *err)
 {
-    struct dummies d = {.n = 1, .inputs[0] = small_input(like, inputs, ATTENTION_TOKENS)};
+    const struct dummies d = small_inputs(like, inputs, APART_TOKENS, 1);
     struct hr_dit *dit = NULL;
     int r = open_blocks(&dit, like, params, &d, 1, err);
 
     if (r == 0)
-        r = measure_attention(dit, timing, err);
+        r = measure_apart(dit, timing, forecast, err);
     hr_dit_close(&dit);
     return r;
 }
 
 static int time_small(struct hr_timing *timing, const struct hr_dit *dit,
                       const struct hr_dit_params *params, const struct hr_dit_inputs *inputs,
-                      uint64_t n, struct hr_dit_forecast *forecast, struct hr_error *err)
+                      uint64_t n, uint32_t n_inputs, struct hr_dit_forecast *forecast,
+                      struct hr_error *err)
 {
-    struct dummies d = {.n = 1, .inputs[0] = small_input(dit, inputs, n)};
+    struct dummies d = small_inputs(dit, inputs, n, n_inputs);
 
     return time_size(timing, dit, params, &d, true, forecast, err);
 }
 
-/* ---- extrapolation ------------------------------------------------------------------------ */
-
-static double minus(uint64_t a, uint64_t b)
-{
-    return a > b ? (double) (a - b) : 0.0;
-}
-
-/* A line through two times that are without attention; through the origin and the second one where
- * chance, or copies that take longer than computing, give no line that rises from above it. */
-static double along_line(double tokens, double tokens_1, double ns_1, double tokens_2, double ns_2)
-{
-    const double slope = (ns_2 - ns_1) / (tokens_2 - tokens_1), at_zero = ns_1 - slope * tokens_1;
-
-    return slope > 0.0 && at_zero >= 0.0 ? at_zero + slope * tokens : ns_2 / tokens_2 * tokens;
-}
-
-static uint64_t scale_time(const struct hr_amount *to, double pairs_to, const struct hr_timing *at,
-                           const double *pairs_at, const double *ns)
-{
-    double rest[2];
-
-    for (unsigned i = 0; i < 2; i++)
-        rest[i] = fmax(ns[i] - at[1].pair_ns * pairs_at[i], 0.0);
-    return (uint64_t) (along_line(to->tokens, at[0].amount.tokens, rest[0], at[1].amount.tokens,
-                                  rest[1]) +
-                       at[1].pair_ns * pairs_to);
-}
-
-void hr_predict_extrapolate(struct hr_timing *ret_timing, const struct hr_amount *to,
-                            const struct hr_timing *at)
-{
-    const double last[2] = {at[0].amount.pairs_last, at[1].amount.pairs_last};
-    const double full[2] = {at[0].amount.pairs, at[1].amount.pairs};
-    const double one[2] = {(double) at[0].one.blocks_ns, (double) at[1].one.blocks_ns};
-    const double more[2] = {minus(at[0].two.blocks_ns, at[0].one.blocks_ns),
-                            minus(at[1].two.blocks_ns, at[1].one.blocks_ns)};
-
-    *ret_timing = at[1]; /* what comes up front does not depend on the tokens */
-    ret_timing->amount = *to;
-    ret_timing->one.blocks_ns = scale_time(to, to->pairs_last, at, last, one);
-    ret_timing->two.blocks_ns =
-        ret_timing->one.blocks_ns + scale_time(to, to->pairs, at, full, more);
-}
-
-/* What one and two blocks would take at most: in proportion, with what does not grow. */
-static double at_most(const struct hr_amount *to, const struct hr_timing *at)
-{
-    const double ns = (double) (at->one.blocks_ns + at->two.blocks_ns);
-
-    return ns * to->tokens / at->amount.tokens + 3.0 * at->pair_ns * to->pairs;
-}
-
-/* Sizes that grow until two blocks take long enough to tell, or until those of the run turn out to
- * be quick. */
+/* Sizes that grow until they are enough to go by, or until those of the run turn out to be quick.
+ */
 static int time_or_extrapolate(struct hr_timing *timing, const struct hr_dit *dit,
                                const struct hr_dit_params *params,
                                const struct hr_dit_inputs *inputs, const struct hr_amount *amount,
                                struct hr_dit_forecast *forecast, struct hr_error *err)
 {
-    struct hr_timing at[2] = {{.pair_ns = 0.0}};
-    uint64_t n = TOKENS_FIRST;
-    int r = time_small(&at[1], dit, params, inputs, n, forecast, err);
+    struct hr_timing at[3] = {{.pair_ns = 0.0}};
+    uint64_t n[2] = {0, 0}, next = hr_predict_next(amount, NULL, 0);
+    int r = 0;
 
-    do {
-        if (r < 0)
-            return r;
-        const struct hr_amount grown = {.tokens = 4.0 * (double) n,
-                                        .pairs = 16.0 * (double) n * (double) n};
-
-        /* Products of fewer tokens than 256 tell too little of those of many. */
-        n *= n == TOKENS_FIRST || at_most(&grown, &at[1]) <= GROWN_NS ? 4 : 2;
-        if (at_most(amount, &at[1]) <= QUICK_NS || amount->tokens < 1.5 * (double) n)
+    while (next > 0) {
+        if (next == HR_PREDICT_EXACT)
             return time_exactly(timing, dit, params, inputs, forecast, err);
         at[0] = at[1];
-        r = time_small(&at[1], dit, params, inputs, n, forecast, err);
-    } while (r < 0 || at[1].two.blocks_ns < ENOUGH_NS);
-    if (at[1].amount.tokens < ATTENTION_TOKENS && amount->tokens > ATTENTION_TOKENS)
-        r = time_attention(&at[1], dit, params, inputs, err);
+        n[0] = n[1];
+        n[1] = next;
+        r = time_small(&at[1], dit, params, inputs, n[1], 1, forecast, err);
+        if (r < 0)
+            return r;
+        next = hr_predict_next(amount, &at[1], n[1]);
+    }
+    if (dit->n_samples > 1)
+        r = time_small(&at[2], dit, params, inputs, n[0], 2, forecast, err);
+    if (r == 0 && at[1].amount.tokens < APART_TOKENS && amount->tokens > APART_TOKENS)
+        r = time_apart(&at[1], dit, params, inputs, forecast, err);
     if (r < 0)
         return r;
     hr_predict_extrapolate(timing, amount, at);
@@ -414,11 +387,9 @@ int hr_predict_compute(const struct hr_dit *dit, const struct hr_dit_params *par
     int r;
 
     for (uint32_t i = 0; i < dit->n_samples; i++)
-        add_amount(&amount, &dit->samples[i].geometry);
+        hr_predict_add_input(&amount, &dit->samples[i].geometry);
     forecast->n_tokens = (uint64_t) amount.tokens;
-    r = amount.tokens <= TOKENS_EXACT
-            ? time_exactly(&timing, dit, params, inputs, forecast, err)
-            : time_or_extrapolate(&timing, dit, params, inputs, &amount, forecast, err);
+    r = time_or_extrapolate(&timing, dit, params, inputs, &amount, forecast, err);
     if (r < 0)
         return r;
     forecast->compute_ns = all_blocks(timing.one.blocks_ns, timing.two.blocks_ns, n);

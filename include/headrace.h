@@ -737,7 +737,8 @@ struct hr_dit_forecast {
     uint64_t compute_ns;          /* of a forward without that, from one and two blocks           */
     uint64_t n_tokens;            /* of all inputs, text included                                 */
     /* compute_ns is not of blocks on so many tokens, which take more than seconds, but from two
-     * sizes that take less: attention by pairs of tokens, all else by tokens. */
+     * sizes of one input that take less: attention by pairs of tokens, all else by tokens. Several
+     * inputs: and from two of the first size, which tell what each one costs. */
     bool extrapolated;
     uint64_t sample_tokens[2];
     uint64_t later_disk_ns; /* of a later forward, or the only one: its bytes alone         */

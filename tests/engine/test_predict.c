@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_predict.c -- what is predicted of a run against what the run does, to the byte. */
 #include <errno.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -322,71 +323,206 @@ static void test_forecast(void **state)
     assert_int_equal(f.n_tokens, H / 2 * W / 2 + N_TEXT);
 }
 
-/* A timing of n tokens, 4 of them text, of a device that takes these times. */
-static struct hr_timing made_timing(double n, double fixed_ns, double token_ns, double pair_ns)
+/* What a device takes for a pass over the weights, for each input of it, for tokens and for pairs.
+ */
+struct speed {
+    double pass_ns, input_ns, token_ns, pair_ns;
+};
+
+/* k inputs of n tokens, of which a 16th are text. */
+static struct hr_amount amount_of(double k, double n)
 {
-    struct hr_timing t = {.amount = {n, n * n, n * (n - 4)}, .pair_ns = pair_ns};
-    const double last_ns = fixed_ns + token_ns * n + pair_ns * t.amount.pairs_last;
-    const double full_ns = 2 * fixed_ns + 3 * token_ns * n + pair_ns * t.amount.pairs;
+    const double txt = n / 16, img = n - txt;
+
+    return (struct hr_amount){k, k * n, k * (img + txt / 6), k * n * n, k * img * n};
+}
+
+static struct hr_timing made_timing(double k, double n, const struct speed *s)
+{
+    struct hr_timing t = {.amount = amount_of(k, n), .pair_ns = s->pair_ns};
+    const double fixed_ns = s->pass_ns + k * s->input_ns;
+    const double last_ns =
+        fixed_ns + s->token_ns * t.amount.tokens_last + s->pair_ns * t.amount.pairs_last;
+    const double full_ns =
+        2 * fixed_ns + 3 * s->token_ns * t.amount.tokens + s->pair_ns * t.amount.pairs;
 
     t.one.blocks_ns = (uint64_t) last_ns;
     t.two.blocks_ns = (uint64_t) (last_ns + full_ns);
     return t;
 }
 
-static void expect_extrapolated(const struct hr_timing *at, const struct hr_timing *want)
+/* Extrapolated from 256 and 1024 tokens of one input and 256 of two. */
+static void make_samples(struct hr_timing *at, const struct speed *s)
+{
+    at[0] = made_timing(1, 256, s);
+    at[1] = made_timing(1, 1024, s);
+    at[2] = made_timing(2, 256, s);
+}
+
+/* Of a block that is not the last. */
+static double minus_one(const struct hr_timing *t)
+{
+    return (double) t->two.blocks_ns - (double) t->one.blocks_ns;
+}
+
+static void expect_extrapolated(const struct hr_timing *at, const struct hr_timing *want,
+                                double tolerance)
 {
     struct hr_timing got;
 
     hr_predict_extrapolate(&got, &want->amount, at);
-    assert_float_equal((double) got.one.blocks_ns / (double) want->one.blocks_ns, 1.0, 1e-4);
-    assert_float_equal((double) got.two.blocks_ns / (double) want->two.blocks_ns, 1.0, 1e-4);
+    assert_float_equal((double) got.one.blocks_ns / (double) want->one.blocks_ns, 1.0, tolerance);
+    assert_float_equal((double) got.two.blocks_ns / (double) want->two.blocks_ns, 1.0, tolerance);
 }
 
 static void test_extrapolation(void **state)
 {
-    const struct {
-        double fixed_ns, token_ns, pair_ns;
-    } devices[] = {{5e7, 1e6, 100}, {0, 1e6, 100}, {5e7, 1e6, 0}};
+    static const struct speed speeds[] = {
+        {5e7, 0, 1e6, 100},   {0, 0, 1e6, 100},  {5e7, 0, 1e6, 0},
+        {1e8, 9e8, 1e6, 100}, {0, 1e9, 1e5, 10},
+    };
 
     (void) state;
-    for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++) {
-        struct hr_timing at[2], want;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(speeds); i++)
+        for (unsigned k = 1; k <= HR_SAMPLES_MAX; k++) {
+            const struct hr_timing want = made_timing(k, 4096, &speeds[i]);
+            struct hr_timing at[3];
 
-        for (unsigned k = 0; k < 2; k++)
-            at[k] = made_timing(k ? 1024 : 256, devices[i].fixed_ns, devices[i].token_ns,
-                                devices[i].pair_ns);
-        want = made_timing(262144, devices[i].fixed_ns, devices[i].token_ns, devices[i].pair_ns);
-        expect_extrapolated(at, &want);
-    }
-    /* Times that do not grow, or fall, tell of nothing but the larger size. */
-    for (unsigned k = 1; k <= 2; k++) {
-        struct hr_timing at[2] = {made_timing(256, k * 1e9, 0, 0), made_timing(1024, 1e9, 0, 0)};
-        struct hr_timing want = made_timing(4096, 4e9, 0, 0);
+            make_samples(at, &speeds[i]);
+            if (k == 1)
+                at[2] = (struct hr_timing){.pair_ns = 0.0};
+            expect_extrapolated(at, &want, 1e-4);
+        }
+}
 
-        expect_extrapolated(at, &want);
+/* Where tokens make hardly a difference, chance makes hardly one either. */
+static void test_extrapolation_level(void **state)
+{
+    static const double changes[] = {-0.5, -0.01, -0.001, 0.0, 0.001, 0.01};
+    static const struct speed level = {1e9, 0, 0, 0}, products = {0, 0, 1e6, 0};
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(changes); i++)
+        for (unsigned k = 1; k <= 2; k++) {
+            struct hr_timing want = made_timing(k, 4096, &level), at[3];
+
+            make_samples(at, &level);
+            at[0].one.blocks_ns -= (uint64_t) (changes[i] * 1e9);
+            at[0].two.blocks_ns -= (uint64_t) (changes[i] * 3e9);
+            at[2].one.blocks_ns -= (uint64_t) (changes[i] * 1e9);
+            at[2].two.blocks_ns -= (uint64_t) (changes[i] * 3e9);
+            expect_extrapolated(at, &want, k * 11 * fmax(changes[i], 0.0) + 1e-4);
+        }
+    /* From below a line through the origin: in proportion. */
+    struct hr_timing want = made_timing(1, 4096, &products), at[3];
+
+    make_samples(at, &products);
+    at[0].one.blocks_ns /= 2;
+    at[0].two.blocks_ns /= 2;
+    expect_extrapolated(at, &want, 1e-4);
+    /* Products that copies hid at 1024 tokens. */
+    make_samples(at, &level);
+    at[1].token_ns = 3e6;
+    hr_predict_extrapolate(&want, &(struct hr_amount){.inputs = 1, .tokens = 500}, at);
+    assert_float_equal(minus_one(&want), 2e9, 1e6);
+    hr_predict_extrapolate(&want, &(struct hr_amount){.inputs = 1, .tokens = 4096}, at);
+    assert_float_equal(minus_one(&want), 4096 * 3e6, 1e6);
+}
+
+/* Text and images of a sample are mixed as those of the run are. */
+static void test_sample_inputs(void **state)
+{
+    static const uint32_t sides[] = {16, 64, 128}, texts[] = {1, 12, 256, 2048};
+
+    (void) state;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(sides) * HR_ARRAY_SIZE(texts); i++)
+        for (uint64_t n = 256; n <= 1024; n *= 4) {
+            struct hr_dit_inputs in = model.inputs;
+            const uint32_t side = sides[i % HR_ARRAY_SIZE(sides)];
+
+            in.images[0].h = in.images[0].w = side;
+            in.n_text = texts[i / HR_ARRAY_SIZE(sides)];
+            const double img = side / 2.0 * (side / 2.0), share = in.n_text / (in.n_text + img);
+            const struct hr_dit_geometry g = {
+                .n_img = (size_t) img, .n_txt = in.n_text, .n_all = (size_t) img + in.n_text};
+            const struct hr_dit_inputs got = hr_predict_scale_input(&in, &g, n);
+            const double got_img = got.images[0].h / 2.0 * (got.images[0].w / 2.0);
+
+            assert_true(got.n_text >= 1 && got_img >= 1);
+            assert_float_equal(got.n_text / (got.n_text + got_img), share, 0.03);
+            assert_float_equal((got.n_text + got_img) / (double) n, 1.0, 0.07);
+        }
+}
+
+/* Go through the sizes. @return what computing them once takes */
+static uint64_t pass_sizes(const struct speed *s, const struct hr_amount *to, bool *ret_exact)
+{
+    struct hr_timing at = {.pair_ns = 0.0};
+    uint64_t n = hr_predict_next(to, NULL, 0), total_ns = 0;
+
+    while (n > 0 && n != HR_PREDICT_EXACT) {
+        assert_true(n == 64 || n == 256 || (double) n <= to->tokens);
+        at = made_timing(1, (double) n, s);
+        total_ns += at.one.blocks_ns + at.two.blocks_ns;
+        n = hr_predict_next(to, &at, n);
     }
+    *ret_exact = n == HR_PREDICT_EXACT;
+    return total_ns;
+}
+
+/* The inputs themselves are computed where that is quick, and never else. */
+static void test_sizes(void **state)
+{
+    unsigned n_exact = 0;
+
+    (void) state;
+    for (double n = 24; n < 70000; n *= 1.3)
+        for (unsigned k = 1; k <= HR_SAMPLES_MAX; k *= 2)
+            for (double token_ns = 1e3; token_ns < 1e6; token_ns *= 1.5)
+                for (unsigned fixed = 0; fixed < 4; fixed++) {
+                    const struct speed s = {fixed & 1 ? 3e8 : 0, fixed & 2 ? 3e8 : 0, token_ns,
+                                            token_ns / 1e4};
+                    const struct hr_amount to = amount_of(k, n);
+                    const struct hr_timing t = made_timing(k, n, &s);
+                    const uint64_t ns = t.one.blocks_ns + t.two.blocks_ns;
+                    bool exact;
+
+                    assert_true(pass_sizes(&s, &to, &exact) < UINT64_C(12000000000));
+                    if (exact && to.tokens > 384)
+                        assert_true(ns <= UINT64_C(2500000000));
+                    n_exact += exact;
+                }
+    assert_true(n_exact > 100);
 }
 
 /* A picture that would take minutes. */
 static void test_forecast_large(void **state)
 {
-    struct hr_dit_inputs large = model.inputs;
-    const struct hr_dit_params params = {.n_forwards = 2};
-    const uint64_t begin_ns = hr_now_ns();
-    struct hr_dit_prediction p;
-    struct hr_dit_forecast f;
-    struct hr_error err = {0};
+    static const struct {
+        const char *device;
+        uint32_t n_inputs;
+    } each[] = {{"cpu", 2}, {"emulated", 1}};
+    struct hr_dit_inputs large[2] = {model.inputs, model.inputs};
 
     (void) state;
-    large.images[0].h = large.images[0].w = 512;
-    if (hr_dit_predict(model.checkpoint, &params, &large, 1, &p, &f, &err) < 0)
-        fail_msg("%s", err.message);
-    assert_true(f.extrapolated);
-    assert_int_equal(f.n_tokens, 256 * 256 + N_TEXT);
-    assert_true(f.sample_tokens[0] < f.sample_tokens[1] && f.sample_tokens[1] < f.n_tokens / 2);
-    assert_true(f.compute_ns > hr_now_ns() - begin_ns); /* or it could have been measured */
-    assert_true(hr_memory_now().peak_bytes < p.peak_memory_bytes);
+    for (unsigned i = 0; i < 2; i++)
+        large[i].images[0].h = large[i].images[0].w = 512;
+    for (size_t i = 0; i < HR_ARRAY_SIZE(each); i++) {
+        const struct hr_dit_params params = {.n_forwards = 2, .device = each[i].device};
+        const uint64_t begin_ns = hr_now_ns();
+        struct hr_dit_prediction p;
+        struct hr_dit_forecast f;
+        struct hr_error err = {0};
+
+        if (hr_dit_predict(model.checkpoint, &params, large, each[i].n_inputs, &p, &f, &err) < 0)
+            fail_msg("%s", err.message);
+        assert_true(f.extrapolated);
+        assert_int_equal(f.n_tokens, each[i].n_inputs * (256 * 256 + N_TEXT));
+        assert_true(f.sample_tokens[0] < f.sample_tokens[1]);
+        assert_true(f.sample_tokens[1] < f.n_tokens / 2);
+        assert_true(f.compute_ns > hr_now_ns() - begin_ns); /* or it could have been measured */
+        assert_true(hr_memory_now().peak_bytes < p.peak_memory_bytes);
+    }
 }
 
 /* What is computed on to measure is not the model's bytes, and is compared with nothing. */
@@ -424,6 +560,9 @@ int main(void)
         cmocka_unit_test(test_map),
         cmocka_unit_test(test_forecast),
         cmocka_unit_test(test_extrapolation),
+        cmocka_unit_test(test_extrapolation_level),
+        cmocka_unit_test(test_sample_inputs),
+        cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_forecast_large),
         cmocka_unit_test(test_forecast_verified),
     };
