@@ -235,7 +235,7 @@ static void ask(const struct hr_doctor *d, const struct subject *s, const struct
     hr_doctor_numa(d, node);
     hr_doctor_ram(d, room);
     hr_doctor_cpu(d);
-    hr_doctor_gpu(d);
+    hr_doctor_gpu(d, &s->files[0]);
 }
 
 int hr_doctor_run(const char *root, const struct hr_doctor_params *params, hr_finding_fn *fn,

@@ -45,7 +45,10 @@ void hr_doctor_ram(const struct hr_doctor *d, const struct hr_room *room);
 /* @param disk_node  of the disk; -1: not known */
 void hr_doctor_numa(const struct hr_doctor *d, int disk_node);
 void hr_doctor_cpu(const struct hr_doctor *d);
-void hr_doctor_gpu(const struct hr_doctor *d);
+void hr_doctor_gpu(const struct hr_doctor *d, const struct hr_read_file *file);
+/* Whether files are read into this GPU's memory past the host's. */
+void hr_doctor_gpu_direct(const struct hr_doctor *d, const char *device,
+                          const struct hr_read_file *file);
 
 /* hr_doctor() on a made-up /proc and /sys. */
 int hr_doctor_run(const char *root, const struct hr_doctor_params *params, hr_finding_fn *fn,

@@ -8,10 +8,16 @@
 #include <string.h>
 
 #include "config.h"
+#include "engine/dit_ring.h"
 #include "engine/doctor.h"
 #include "gpu/gpu.h"
 
-enum { NVIDIA = 0x10de, CLASS_DISPLAY = 0x03 };
+enum {
+    NVIDIA = 0x10de,
+    CLASS_DISPLAY = 0x03,
+    DIRECT_RING_BYTES = 8 << 20,
+    DIRECT_TIMEOUT_S = 10,
+};
 
 /* @return 0 and the device's name, or a negative errno with the reason */
 static int open_device(const char *device, char *name, size_t name_bytes, struct hr_error *err)
@@ -127,14 +133,59 @@ static void say_gpu_link(const struct hr_doctor *d, const char *folder)
                   hr_pci_link_gbps(link.gtps_max, link.width));
 }
 
-void hr_doctor_gpu(const struct hr_doctor *d)
+/* @return 0: the file's first bytes have come into the GPU's memory past the host's */
+static int try_direct(const char *device, const struct hr_read_file *file, struct hr_error *err)
+{
+    const struct hr_gpu_params params = hr_ring_device(device, 0, DIRECT_RING_BYTES);
+    struct hr_reader_memory memory;
+    struct hr_reader *reader = NULL;
+    struct hr_gpu *gpu = NULL;
+    int r = hr_gpu_open(&gpu, &params, err);
+
+    if (r < 0)
+        return r;
+    r = hr_reader_create(&reader,
+                         &(struct hr_reader_params){
+                             .files = file,
+                             .n_files = 1,
+                             .memory = hr_ring_memory_of(&memory, gpu),
+                             .io = "cufile",
+                             .timeout_s = DIRECT_TIMEOUT_S,
+                         },
+                         err);
+    hr_reader_destroy(&reader);
+    hr_gpu_close(&gpu);
+    return r;
+}
+
+void hr_doctor_gpu_direct(const struct hr_doctor *d, const char *device,
+                          const struct hr_read_file *file)
+{
+    const char *remedy = "/usr/local/cuda/gds/tools/gdscheck -p  # says what the machine lacks";
+    struct hr_error err = {0};
+
+    if (try_direct(device, file, &err) == 0) {
+        hr_doctor_say(d, HR_FINDING_OK, "gpu_direct", NULL,
+                      "cuFile reads past the host's memory: --io cufile");
+        return;
+    }
+    if (strstr(err.message, "libcufile.so.0 is not found"))
+        remedy = "pip install nvidia-cufile  # then its folder into LD_LIBRARY_PATH";
+    else if (strstr(err.message, "direct reading was asked for"))
+        remedy = HR_MOVE_MODEL;
+    hr_doctor_say(d, HR_FINDING_MISSING, "gpu_direct", remedy, "%.400s", err.message);
+}
+
+void hr_doctor_gpu(const struct hr_doctor *d, const struct hr_read_file *file)
 {
     char *folder = find_gpu(d->root), version[32] = "", name[160];
     const bool has_driver = driver_version(d->root, version, sizeof(version));
     struct hr_error err = {0};
 
     say_device(d);
-    if (open_device("cuda", name, sizeof(name), &err) == 0)
+    const bool works = open_device("cuda", name, sizeof(name), &err) == 0;
+
+    if (works)
         hr_doctor_say(d, HR_FINDING_OK, "gpu", NULL, "%s", name);
     else
         hr_doctor_say(d, HR_FINDING_MISSING, "gpu", gpu_remedy(folder != NULL, has_driver, &err),
@@ -147,5 +198,7 @@ void hr_doctor_gpu(const struct hr_doctor *d)
                       "%s has none of NVIDIA's", strrchr(folder, '/') + 1);
     if (folder)
         say_gpu_link(d, folder);
+    if (works)
+        hr_doctor_gpu_direct(d, "cuda", file);
     free(folder);
 }

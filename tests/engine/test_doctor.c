@@ -251,11 +251,37 @@ static void test_numa(void **state)
 
 #define GPU_FOLDER "sys/devices/pci0000:00/0000:02:00.0"
 
+static struct hr_read_file any_file(void)
+{
+    return (struct hr_read_file){.fd = machine_file(), .path = "any", .size_bytes = 3};
+}
+
 static void ask_gpu(void)
 {
     const struct hr_doctor d = machine_doctor();
+    const struct hr_read_file file = any_file();
 
-    hr_doctor_gpu(&d);
+    hr_doctor_gpu(&d, &file);
+}
+
+/* With a library of cuFile's name, see tests/io/fake_cufile.c. */
+static void test_gpu_direct(void **state)
+{
+    const struct hr_read_file file = any_file();
+    struct hr_doctor d = machine_doctor();
+
+    (void) state;
+    setenv("FAKE_CUFILE", "no-path", 1);
+    hr_doctor_gpu_direct(&d, "emulated", &file);
+    unsetenv("FAKE_CUFILE");
+    if (strstr(found_first("gpu_direct")->found, "direct reading was asked for")) {
+        assert_found("gpu_direct", HR_FINDING_MISSING, "", HR_MOVE_MODEL);
+    } else {
+        assert_found("gpu_direct", HR_FINDING_MISSING, "no direct path from the disk", "gdscheck");
+        d = machine_doctor();
+        hr_doctor_gpu_direct(&d, "emulated", &file);
+        assert_found("gpu_direct", HR_FINDING_OK, "--io cufile", "");
+    }
 }
 
 static void test_gpu(void **state)
@@ -354,6 +380,7 @@ int main(void)
         cmocka_unit_test(test_cpu),
         cmocka_unit_test(test_numa),
         cmocka_unit_test(test_gpu),
+        cmocka_unit_test(test_gpu_direct),
         cmocka_unit_test(test_whole_round),
         cmocka_unit_test(test_paths_that_fail),
     };
