@@ -126,6 +126,7 @@ static int print_json(const struct plan *plan)
                         f->extrapolated ? json_pack("[I, I]", (json_int_t) f->sample_tokens[0],
                                                     (json_int_t) f->sample_tokens[1])
                                         : json_null());
+    json_object_set_new(obj, "device_ring_bytes", json_integer((json_int_t) p->device_ring_bytes));
     json_object_set_new(obj, "device_resident_bytes",
                         json_integer((json_int_t) p->device_resident_bytes));
     json_object_update(obj, measured);
@@ -181,9 +182,10 @@ static void print_text(const struct plan *plan)
     printf("resident  %s of weights stay in memory between steps\n",
            cli_size(a, p->resident_bytes));
     if (p->device_memory_bytes > 0)
-        printf("device    at most %s of its own memory (activations %s, weights that stay %s)\n",
+        printf("device    at most %s of its own memory (activations %s, ring %s, weights that stay "
+               "%s)\n",
                cli_size(a, p->device_memory_bytes), cli_size(b, p->activation_bytes),
-               cli_size(c, p->device_resident_bytes));
+               cli_size(d, p->device_ring_bytes), cli_size(c, p->device_resident_bytes));
     printf("disk      %.2f GB/s over %s, measured (%s%s): %s a step\n",
            cli_gbps(f->disk_sample_bytes, f->disk_sample_ns), cli_size(a, f->disk_sample_bytes),
            f->io_name, f->direct ? ", direct" : ", buffered", cli_duration(b, f->later_disk_ns));

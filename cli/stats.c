@@ -52,6 +52,7 @@ void cli_stream_json(json_t *obj, const struct hr_stream_stats *s)
         {"bytes_read", s->bytes_read},
         {"bytes_used", s->bytes_used},
         {"ring_bytes", s->ring_bytes},
+        {"device_ring_bytes", s->device_ring_bytes},
         {"pinned_bytes", s->pinned_bytes},
         {"huge_bytes", s->huge_bytes},
         {"block_bytes", s->block_bytes},
@@ -176,9 +177,9 @@ void cli_stats_text(const struct hr_dit_stats *s)
            cli_size(a, s->peak_memory_bytes), cli_size(b, stream->ring_bytes),
            cli_size(c, s->activation_bytes));
     if (s->predicted.device_memory_bytes > 0)
-        printf("device    at most %s of its own memory, %s of it weights that stay\n",
+        printf("device    at most %s of its own memory (ring %s, weights that stay %s)\n",
                cli_size(a, s->predicted.device_memory_bytes),
-               cli_size(b, s->device_resident_bytes));
+               cli_size(b, stream->device_ring_bytes), cli_size(c, s->device_resident_bytes));
     if (s->lossy_bytes > 0)
         printf("lossy     weights that stay in memory, %s, are rounded to fp8 (--onload-dtype)\n",
                cli_size(a, s->lossy_bytes));

@@ -134,6 +134,13 @@ static int choose_memory(struct memory *m, struct hr_rates *rates)
 
     if (least == 0)
         return -ENOMEM;
+    if (m->past.ring_bytes) {
+        const int r = hr_gpu_device_bytes(&m->past, &m->device_bytes, rates->err);
+
+        if (r < 0)
+            return r;
+        m->past.ring_bytes = ring;
+    }
     rates->has_copies = has_copies(m);
     m->band_bytes =
         rates->has_copies ? UINT64_C(2) * HR_RATES_REGISTERED_BYTES : HR_RATES_BAND_BYTES;
@@ -164,6 +171,7 @@ static int take_bands(struct hr_rates *rates, size_t n_bytes)
                             hr_mib(n_bytes));
     if (rates->params->stream.huge_pages != HR_SWITCH_OFF)
         madvise(p, n_bytes, MADV_HUGEPAGE); /* as the ring's */
+    madvise(p, n_bytes, MADV_DONTFORK);     /* as well */
     rates->bands = p;
     rates->bands_bytes = n_bytes;
     return 0;
@@ -187,13 +195,14 @@ static void register_memory(struct hr_rates *rates)
 /* A stream into the device's memory, in the same blocks as the other. */
 static int open_past(struct hr_rates *rates, const struct hr_gpu_params *params)
 {
-    const struct hr_stream_params *stream = &rates->params->stream;
-    const struct hr_stream_blocks blocks = hr_stream_choose_blocks(rates->checkpoint, stream);
+    struct hr_stream_params stream = rates->params->stream;
+    const struct hr_stream_blocks blocks = hr_stream_choose_blocks(rates->checkpoint, &stream);
     const int r = hr_gpu_open(&rates->past, params, rates->err);
 
     if (r < 0)
         return r;
-    return hr_stream_open_blocks(&rates->past_stream, rates->checkpoint, stream, &blocks,
+    stream.trace = NULL;
+    return hr_stream_open_blocks(&rates->past_stream, rates->checkpoint, &stream, &blocks,
                                  hr_ring_memory_of(&rates->past_ring, rates->past), rates->err);
 }
 
@@ -207,7 +216,7 @@ static int take_memory(struct hr_rates *rates, const struct memory *m)
     if (r == 0)
         r = take_bands(rates, (size_t) m->band_bytes);
     if (m->past.ring_bytes)
-        stream.io = NULL;
+        stream.io = HR_IO_FIRST;
     if (r == 0)
         r = hr_stream_open(&rates->stream, rates->checkpoint, &stream, rates->err);
     if (r == 0 && m->past.ring_bytes)
@@ -272,7 +281,7 @@ static double *value_of(const struct table *t, uint32_t i, uint32_t turn)
 static int sample(struct hr_rates *rates, struct table *t, uint32_t i, uint32_t turn)
 {
     const struct hr_work *work = &t->works[i];
-    double *value = value_of(t, i, turn), unused;
+    double *value = value_of(t, i, turn);
     uint64_t ns;
     int r;
 
@@ -282,13 +291,9 @@ static int sample(struct hr_rates *rates, struct table *t, uint32_t i, uint32_t 
         return hr_rates_read(rates, rates->stream, value, NULL);
     if (work->kind == HR_WORK_DISK_PAST)
         return hr_rates_read(rates, rates->past_stream, value, NULL);
-    if (work->kind == HR_WORK_BESIDE) {
-        uint32_t k = 0;
-
-        while (k < t->n && t->works[k].kind != HR_WORK_DISK_BESIDE)
-            k++;
-        return hr_rates_read(rates, rates->stream, k < t->n ? value_of(t, k, turn) : &unused,
-                             value);
+    if (work->kind == HR_WORK_BESIDE) { /* the list has the disk's two further on */
+        hr_assert(t->works[i + 2].kind == HR_WORK_DISK_BESIDE);
+        return hr_rates_read(rates, rates->stream, value_of(t, i + 2, turn), value);
     }
     r = hr_rates_time(rates, work, work->n_ops, &ns);
     *value = work->amount * (double) work->n_ops / (double) ns *
@@ -439,11 +444,8 @@ int hr_device_rates(struct hr_device_rates *ret_rates, const struct hr_checkpoin
         .vram_bytes = rates.params->vram_bytes,
         .attention = rates.params->attention,
     };
-    if (params && params->stream.io && hr_io_reads_into_device(params->stream.io))
-        m.past = hr_ring_device(params->device, params->vram_bytes,
-                                params->stream.ring_bytes
-                                    ? hr_align_up(params->stream.ring_bytes, RING_STEP_BYTES)
-                                    : HR_RING_BYTES_DEFAULT);
+    if (hr_io_reads_into_device(rates.params->stream.io))
+        m.past = hr_ring_device(rates.params->device, rates.params->vram_bytes, RING_STEP_BYTES);
     r = measure(&rates, &table, &m);
     if (r == 0) {
         report(ret_rates, &rates, &table, &m);

@@ -285,7 +285,7 @@ struct hr_dit {
     enum hr_dtype act;
     bool timestep_rounding;
     struct hr_gpu *gpu;
-    void *registered[2]; /* host memory that the device knows */
+    void *registered[HR_REGISTERED_MAX]; /* host memory that the device knows */
     uint32_t n_registered;
     struct hr_reader_memory ring_memory; /* the ring, where it lies on the device */
     struct hr_stream_blocks blocks;      /* of the stream, chosen before the budget */
@@ -358,10 +358,11 @@ uint64_t hr_dit_trace_events(const struct hr_dit *dit);
 /* @return 0, or -EOPNOTSUPP where files are read past the host's memory, naming what needs them
  * there */
 int hr_dit_ring_check(const struct hr_dit_params *params, struct hr_error *err);
-/* Tell the device of the host's memory that weights come from: the stream's ring; and the weights
- * that stay, when the first pass has filled them. */
+/* Tell the device of the host's memory that weights come from: the stream's ring; and, when the
+ * first pass has filled them and their pages are there, the weights that stay. */
 void hr_dit_register_ring(struct hr_dit *dit);
-void hr_dit_register_resident(struct hr_dit *dit);
+/* @return 0 or -ECANCELED */
+int hr_dit_register_resident(struct hr_dit *dit, struct hr_error *err);
 void hr_dit_unregister(struct hr_dit *dit);
 
 /* ---- arena (dit_arena.c) ------------------------------------------------------------------ */

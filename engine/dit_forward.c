@@ -346,7 +346,9 @@ static int run(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float *co
 
     hr_stream_get_stats(dit->stream, &before);
     hr_meter_begin(&dit->meter, &begin);
-    r = hr_dit_cond_begin(dit, inputs[0].timestep, err);
+    r = dit->n_done == 1 ? hr_dit_register_resident(dit, err) : 0;
+    if (r == 0)
+        r = hr_dit_cond_begin(dit, inputs[0].timestep, err);
     hr_feed_trace_part(&dit->feed, "conditioning", 0, begin.now_ns);
     part_ns = hr_now_ns();
     if (r == 0)
@@ -409,8 +411,6 @@ int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float
         return hr_error_set(
             err, -EINVAL, "forward %u has the timestep %g, but the model was opened for %g",
             dit->n_done, (double) inputs[0].timestep, (double) dit->timesteps[dit->n_done]);
-    if (dit->n_done == 1) /* the first has filled it; its pages are there now */
-        hr_dit_register_resident(dit);
     r = run(dit, inputs, velocities, err);
     if (r < 0)
         dit->failed = r;

@@ -142,6 +142,7 @@ int hr_resident_take(struct hr_resident_set *set, struct hr_error *err)
                             hr_mib(set->size_bytes));
     if (set->size_bytes >= HUGE_BYTES)
         madvise(store, set->size_bytes, MADV_HUGEPAGE); /* fewer misses; no matter if refused */
+    madvise(store, set->size_bytes, MADV_DONTFORK); /* fork() would copy pages that are pinned */
     set->store = store;
     return 0;
 }

@@ -5,14 +5,18 @@
 
 #include "engine/dit.h"
 
+enum { PIECE_BYTES = 256 << 20, PAGES_BYTES = 2 << 20, TRACED_NS = 1000000 };
+
 /* ---- host memory that the device knows ------------------------------------------------------ */
 
-/* Where that fails copies are slower, which the device has said. */
-static void register_host(struct hr_dit *dit, void *base, size_t n_bytes)
+/* Where that fails copies are slower, which the device has said. @return whether it worked */
+static bool register_host(struct hr_dit *dit, void *base, size_t n_bytes)
 {
-    hr_assert(dit->n_registered < HR_ARRAY_SIZE(dit->registered));
-    if (hr_gpu_register_host(dit->gpu, base, n_bytes) == 0)
-        dit->registered[dit->n_registered++] = base;
+    hr_assert(dit->n_registered < HR_REGISTERED_MAX);
+    if (hr_gpu_register_host(dit->gpu, base, n_bytes) < 0)
+        return false;
+    dit->registered[dit->n_registered++] = base;
+    return true;
 }
 
 void hr_dit_register_ring(struct hr_dit *dit)
@@ -26,10 +30,22 @@ void hr_dit_register_ring(struct hr_dit *dit)
     register_host(dit, base, n_bytes);
 }
 
-void hr_dit_register_resident(struct hr_dit *dit)
+/* In pieces, between which it can be interrupted: pinning takes about a second for 10 GB. */
+int hr_dit_register_resident(struct hr_dit *dit, struct hr_error *err)
 {
-    if (dit->resident.size_bytes > 0)
-        register_host(dit, dit->resident.store, dit->resident.size_bytes);
+    const uint64_t all = dit->resident.size_bytes, begin_ns = hr_now_ns();
+    const uint64_t piece =
+        hr_align_up(hr_max_u64(PIECE_BYTES, hr_div_ceil(all, HR_REGISTERED_MAX - 1)), PAGES_BYTES);
+    bool works = true;
+
+    for (uint64_t at = 0; works && at < all; at += piece) {
+        if (atomic_load_explicit(&dit->cancelled, memory_order_relaxed))
+            return hr_error_set(err, -ECANCELED, "interrupted");
+        works = register_host(dit, dit->resident.store + at, (size_t) hr_min_u64(piece, all - at));
+    }
+    if (hr_now_ns() - begin_ns > TRACED_NS)
+        hr_feed_trace_part(&dit->feed, "registering", 0, begin_ns);
+    return 0;
 }
 
 void hr_dit_unregister(struct hr_dit *dit)

@@ -6,6 +6,8 @@
 #include "gpu/gpu.h"
 #include "io/io.h"
 
+enum { HR_REGISTERED_MAX = 65 }; /* pieces of the host's memory: the ring, and resident weights */
+
 /* The device's ring. @return memory, borrowing gpu; or NULL: there is none */
 const struct hr_reader_memory *hr_ring_memory_of(struct hr_reader_memory *memory,
                                                  struct hr_gpu *gpu);

@@ -171,7 +171,7 @@ void hr_doctor_gpu_direct(const struct hr_doctor *d, const char *device,
     }
     if (strstr(err.message, "libcufile.so.0 is not found"))
         remedy = "pip install nvidia-cufile  # then its folder into LD_LIBRARY_PATH";
-    else if (strstr(err.message, "direct reading was asked for"))
+    else if (strstr(err.message, "directly or not at all"))
         remedy = HR_MOVE_MODEL;
     hr_doctor_say(d, HR_FINDING_MISSING, "gpu_direct", remedy, "%.400s", err.message);
 }

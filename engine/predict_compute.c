@@ -207,7 +207,7 @@ static int open_blocks(struct hr_dit **ret_dit, const struct hr_dit *like,
 {
     struct hr_dit_params p = *params;
 
-    p.stream.io = "null";
+    p.stream.io = like->budget.device_ring_bytes ? "null_device" : "null";
     p.stream.trace = NULL;
     p.stream.block_bytes = like->blocks.block_bytes; /* chosen, and said, before */
     p.stream.depth = like->blocks.depth;

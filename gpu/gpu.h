@@ -81,7 +81,8 @@ int hr_gpu_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes);
 /* Before registered memory is given up and before close. Waits for copies. */
 void hr_gpu_unregister_host(struct hr_gpu *gpu, void *base);
 
-/* The ring of device memory, at a multiple of HR_GPU_RING_STEP; NULL: none was asked for. */
+/* The ring of device memory, zeroed, at a multiple of HR_GPU_RING_STEP; NULL: none was asked for.
+ */
 void *hr_gpu_ring(const struct hr_gpu *gpu, uint64_t *ret_bytes);
 /* Before a thread hands addresses of the device to other libraries. @return 0 or -ENODEV */
 int hr_gpu_begin_thread(struct hr_gpu *gpu);

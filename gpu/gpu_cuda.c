@@ -308,6 +308,9 @@ static int set_up(struct hr_cuda *cuda, const struct hr_gpu_params *params, stru
     if (r == 0)
         r = hr_cuda_check(
             cudaMemsetAsync(cuda->gpu.arena, 0, cuda->gpu.arena_bytes, cuda->computes), "zeros");
+    if (r == 0 && cuda->gpu.ring)
+        r = hr_cuda_check(cudaMemsetAsync(cuda->gpu.ring, 0, cuda->gpu.ring_bytes, cuda->computes),
+                          "zeros");
     if (r == 0)
         r = hr_cuda_check(cudaStreamSynchronize(cuda->computes), "start");
     return r < 0 ? hr_error_set(err, r, "cuda: the device cannot be set up") : 0;

@@ -309,6 +309,8 @@ static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *pa
     e->memory = aligned_alloc(HR_GPU_RING_STEP, weights_bytes);
     if (e->memory)
         take_pages(e->memory, weights_bytes);
+    if (e->memory && params->ring_bytes)
+        memset(e->memory, 0, weights_bytes);
     r = e->memory ? hr_device_cpu.open(&e->inner, params, err) : -ENOMEM;
     if (r == 0)
         r = queue_start(&e->copies, e);

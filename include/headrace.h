@@ -216,21 +216,22 @@ struct hr_unit {
 };
 
 struct hr_stream_stats {
-    const char *io_name;    /* backend in use, such as "io_uring"                             */
-    bool direct;            /* every file is read with O_DIRECT                               */
-    uint64_t ring_bytes;    /* memory held for the whole life of the stream                   */
-    uint32_t block_bytes;   /* as used                                                        */
-    uint32_t depth;         /* as used                                                        */
-    uint32_t depth_min;     /* less than depth: for a time, while the kernel lacked memory    */
-    uint64_t bytes_read;    /* from the files, aligned covers and re-reads included           */
-    uint64_t bytes_used;    /* of units handed out                                            */
-    uint64_t reads;         /* requests completed                                             */
-    uint64_t short_reads;   /* requests that were continued                                   */
-    uint64_t retries;       /* requests repeated after EINTR, EAGAIN, ENOMEM or EIO           */
-    uint64_t bounced_bytes; /* of bytes_read, copied out of the page cache, not read directly */
-    uint64_t pinned_bytes;  /* of the ring, registered with the kernel                        */
-    uint64_t huge_bytes;    /* of the ring, in huge pages                                     */
-    uint64_t cpu_ns;        /* CPU time of the reader thread                                  */
+    const char *io_name;        /* backend in use, such as "io_uring"                             */
+    bool direct;                /* every file is read with O_DIRECT                               */
+    uint64_t ring_bytes;        /* memory held for the whole life of the stream                   */
+    uint64_t device_ring_bytes; /* of a GPU's memory instead: "cufile"                         */
+    uint32_t block_bytes;       /* as used                                                        */
+    uint32_t depth;             /* as used                                                        */
+    uint32_t depth_min;         /* less than depth: for a time, while the kernel lacked memory    */
+    uint64_t bytes_read;        /* from the files, aligned covers and re-reads included           */
+    uint64_t bytes_used;        /* of units handed out                                            */
+    uint64_t reads;             /* requests completed                                             */
+    uint64_t short_reads;       /* requests that were continued                                   */
+    uint64_t retries;           /* requests repeated after EINTR, EAGAIN, ENOMEM or EIO           */
+    uint64_t bounced_bytes;     /* of bytes_read, copied out of the page cache, not read directly */
+    uint64_t pinned_bytes;      /* of the ring, registered with the kernel                        */
+    uint64_t huge_bytes;        /* of the ring, in huge pages                                     */
+    uint64_t cpu_ns;            /* CPU time of the reader thread                                  */
     uint64_t latency_p50_ns, latency_p99_ns, latency_p999_ns; /* of requests, within 6 %      */
     double in_flight; /* requests in flight, averaged over busy_ns                      */
     uint32_t n_files, n_files_direct; /* shards, and those that are read with O_DIRECT now     */
@@ -655,6 +656,7 @@ struct hr_dit_prediction {
     uint64_t run_bytes;         /* in all                                                    */
     uint64_t peak_memory_bytes; /* of the process, at most                                   */
     uint64_t ring_bytes, activation_bytes;
+    uint64_t device_ring_bytes;     /* of a GPU's memory instead: stream.io "cufile"             */
     uint64_t resident_bytes;        /* weights that stay in memory from the first forward on     */
     uint64_t device_resident_bytes; /* others, that stay on a GPU within vram_bytes            */
     uint64_t mods_bytes;            /* modulation vectors                                        */

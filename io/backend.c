@@ -12,19 +12,21 @@
 #include "config.h"
 #include "io/backend.h"
 
-/* In order of preference. Those behind `by_name` are never chosen, only asked for. */
+/* In order of preference. Those that are `named` are never chosen, only asked for; those for tests
+ * are not told of. */
 static const struct {
     const struct hr_io_backend *backend;
-    bool by_name;
+    enum { CHOSEN, NAMED, FOR_TESTS } use;
 } backends[] = {
 #if HAVE_LIBURING
-    {&hr_io_backend_uring, false},
+    {&hr_io_backend_uring, CHOSEN},
 #endif
 #if HAVE_LIBAIO
-    {&hr_io_backend_aio, false},
+    {&hr_io_backend_aio, CHOSEN},
 #endif
-    {&hr_io_backend_pread, false}, {&hr_io_backend_cufile, true},
-    {&hr_io_backend_null, true},   {&hr_io_backend_fault, true},
+    {&hr_io_backend_pread, CHOSEN},    {&hr_io_backend_cufile, NAMED},
+    {&hr_io_backend_null, FOR_TESTS},  {&hr_io_backend_null_device, FOR_TESTS},
+    {&hr_io_backend_fault, FOR_TESTS},
 };
 
 /* A backend writes into the host's memory, or lets a device do so. */
@@ -33,8 +35,8 @@ static int check_memory(const struct hr_io_backend *backend, const struct hr_io_
 {
     if (backend->memory == HR_IO_MEMORY_DEVICE && !params->memory)
         return hr_error_set(err, -EOPNOTSUPP,
-                            "it reads into the memory of a GPU, and only forward and denoise on "
-                            "one (--device cuda) have a place for that");
+                            "it reads into the memory of a GPU, and only forward, denoise and plan "
+                            "on one (--device cuda) and bench --device have a place for that");
     if (backend->memory == HR_IO_MEMORY_HOST && params->memory)
         return hr_error_set(err, -EOPNOTSUPP, "it cannot read into the memory of a GPU");
     return 0;
@@ -72,6 +74,13 @@ void hr_io_destroy(struct hr_io **io)
     free((*io)->priv);
     free(*io);
     *io = NULL;
+}
+
+const char *hr_io_words(struct hr_io *io, int code, char *buf, size_t buf_bytes)
+{
+    if (code == -EPROTO && io->backend->words)
+        return io->backend->words(io, buf, buf_bytes);
+    return hr_strerror(code, buf, buf_bytes);
 }
 
 bool hr_io_is_disk_error(int code)
@@ -135,7 +144,7 @@ static int read_once(struct hr_io *io, const struct hr_io_request *request, bool
 static int probe(struct hr_io *io, struct hr_error *err)
 {
     const struct hr_io_params *params = &io->params;
-    char text[128], path[512];
+    char text[256], path[512];
 
     for (uint32_t i = 0; i < params->n_files; i++) {
         const uint64_t file_bytes = params->files[i].source->size_bytes;
@@ -194,7 +203,7 @@ static int find_backend(const struct hr_io_backend **ret_backend, const char *na
             *ret_backend = backends[i].backend;
             return 0;
         }
-        if (!backends[i].by_name)
+        if (backends[i].use != FOR_TESTS)
             len += (size_t) snprintf(allowed + len, sizeof(allowed) - len, ", %s",
                                      backends[i].backend->name);
     }
@@ -221,7 +230,7 @@ static int create_first(struct hr_io **ret_io, const struct hr_io_params *params
         const char *name = backends[i].backend->name;
         struct hr_error why = {0};
 
-        if (backends[i].by_name)
+        if (backends[i].use != CHOSEN)
             continue;
         if (open_and_probe(ret_io, backends[i].backend, params, &why) == 0)
             return 0;
@@ -242,7 +251,7 @@ static const char *resolve(const char *name)
 {
     if (!name || strcmp(name, "auto") == 0)
         name = hr_env("HEADRACE_IO");
-    return name && strcmp(name, "auto") == 0 ? NULL : name;
+    return name && (strcmp(name, "auto") == 0 || strcmp(name, HR_IO_FIRST) == 0) ? NULL : name;
 }
 
 bool hr_io_reads_into_device(const char *io)
@@ -285,7 +294,7 @@ uint32_t hr_io_try_backends(struct hr_io_backend_trial ret_trials[HR_BACKENDS_MA
         struct hr_io_backend_trial trial = {.name = backends[i].backend->name};
         struct hr_io *io = NULL;
 
-        if (backends[i].by_name)
+        if (backends[i].use != CHOSEN)
             continue;
         if (open_and_probe(&io, backends[i].backend, params, &trial.why_not) == 0) {
             trial.pinned_bytes = io->pinned_bytes;

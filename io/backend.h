@@ -110,7 +110,7 @@ struct hr_io {
 };
 
 /* What a backend can read into. */
-enum hr_io_memory { HR_IO_MEMORY_HOST, HR_IO_MEMORY_DEVICE, HR_IO_MEMORY_ANY };
+enum hr_io_memory { HR_IO_MEMORY_HOST, HR_IO_MEMORY_DEVICE };
 
 struct hr_io_backend {
     const char *name;
@@ -129,6 +129,8 @@ struct hr_io_backend {
      * -ENOMEM, -EAGAIN, -EBUSY, -EINTR: none now, queued requests are kept; other errors are final.
      */
     int (*reap)(struct hr_io *io, struct hr_io_completion *done, uint32_t max, uint64_t timeout_ns);
+    /* Optional. What a result of -EPROTO was, and what to do. @return buf */
+    const char *(*words)(struct hr_io *io, char *buf, size_t buf_bytes);
     /* Optional. files[file_idx].fd has changed. */
     int (*file_changed)(struct hr_io *io, uint32_t file_idx);
 };
@@ -138,10 +140,12 @@ extern const struct hr_io_backend hr_io_backend_aio;
 extern const struct hr_io_backend hr_io_backend_pread;
 extern const struct hr_io_backend hr_io_backend_cufile;
 extern const struct hr_io_backend hr_io_backend_null;
+extern const struct hr_io_backend hr_io_backend_null_device;
 extern const struct hr_io_backend hr_io_backend_fault;
 
-/* Bring up backend `name`, or with NULL or "auto" what HEADRACE_IO names, or else the first of the
- * list that can read the first block of a file. A named backend is never substituted.
+/* Bring up backend `name`, or with NULL or "auto" what HEADRACE_IO names, or else, as with
+ * HR_IO_FIRST, the first of the list that can read the first block of a file. A named backend is
+ * never substituted.
  * @return 0; -EINVAL no such name (the message lists them), -ENODEV none works (all reasons),
  *         -ETIMEDOUT the trial read has not come back: *ret_io is then the backend, which may still
  *         use its parameters and must never be destroyed; or the error of the named one. */
@@ -154,6 +158,8 @@ int hr_io_create_named(struct hr_io **ret_io, const char *name, const struct hr_
  * params->timeout_ns is 0. */
 uint32_t hr_io_try_backends(struct hr_io_backend_trial ret_trials[HR_BACKENDS_MAX],
                             const struct hr_io_params *params);
+/* What to say of a result: the system's words for an errno, or the backend's own. @return buf */
+const char *hr_io_words(struct hr_io *io, int code, char *buf, size_t buf_bytes);
 /* Nothing may be in flight. Accepts a pointer to NULL. */
 void hr_io_destroy(struct hr_io **io);
 

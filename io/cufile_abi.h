@@ -11,6 +11,7 @@
 
 enum {
     HR_CUFILE_SUCCESS = 0,
+    HR_CUFILE_ERRORS = 5000, /* its own are beyond */
     HR_CUFILE_NO_DRIVER = 5001,
     HR_CUFILE_NO_PLATFORM = 5007,
     HR_CUFILE_NO_FILE = 5008,
@@ -25,6 +26,9 @@ enum {
 
     HR_CUFILE_HANDLE_FD = 1,
     HR_CUFILE_PARAM_ALLOW_COMPAT_MODE = 1,
+    HR_CUFILE_PARAM_FORCE_COMPAT_MODE = 2,
+    HR_CUFILE_PARAM_POSIX_MODE = 12,
+    HR_CUFILE_PARAM_FALLBACK = 13,
 
     /* Bits of control_flags: ways through the host's memory. */
     HR_CUFILE_CONTROL_COMPAT_MODE = 1 << 1,
@@ -68,8 +72,9 @@ struct hr_cufile_fns {
     struct hr_cufile_error (*BufRegister)(const void *base, size_t n_bytes, int flags);
     struct hr_cufile_error (*BufDeregister)(const void *base);
     ssize_t (*Read)(void *handle, void *base, size_t n_bytes, off_t file_offset, off_t base_offset);
-    /* Since 1.13; NULL where it is not. */
+    /* Of later versions; NULL where they are not. */
     struct hr_cufile_error (*SetParameterBool)(int param, bool value);
+    struct hr_cufile_error (*GetParameterBool)(int param, bool *value);
 };
 
 #endif /* HR_IO_CUFILE_ABI_H */

@@ -91,6 +91,9 @@ struct hr_slice {
     uint64_t ticket; /* for hr_reader_release() */
 };
 
+/* As a backend's name: the first that works, whatever the environment says. */
+#define HR_IO_FIRST "first"
+
 /* Whether the backend that this name, or HEADRACE_IO, stands for reads into memory of a device. */
 bool hr_io_reads_into_device(const char *io);
 

@@ -11,7 +11,6 @@
  */
 #include <dlfcn.h>
 #include <errno.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +23,8 @@ struct cufile_io {
     void **handles;               /* [n_files] */
     uint32_t n_handles;
     bool buffer_registered;
-    atomic_bool told; /* of a failure that has no errno */
+    pthread_mutex_t mutex;
+    char words[96]; /* of the first failure that has no errno; empty: none */
 };
 
 static struct hr_cufile_fns cufile; /* filled once, by the first load that succeeds */
@@ -42,10 +42,15 @@ static int bind_symbols(void *library, struct hr_error *err)
         const char *name;
         size_t at;
     } symbols[] = {
-        SYMBOL(DriverOpen),     SYMBOL(DriverGetProperties),
-        SYMBOL(HandleRegister), SYMBOL(HandleDeregister),
-        SYMBOL(BufRegister),    SYMBOL(BufDeregister),
-        SYMBOL(Read),           SYMBOL(SetParameterBool),
+        SYMBOL(DriverOpen),
+        SYMBOL(DriverGetProperties),
+        SYMBOL(HandleRegister),
+        SYMBOL(HandleDeregister),
+        SYMBOL(BufRegister),
+        SYMBOL(BufDeregister),
+        SYMBOL(Read),
+        SYMBOL(SetParameterBool),
+        SYMBOL(GetParameterBool),
     };
     struct hr_cufile_fns fns;
 
@@ -53,8 +58,10 @@ static int bind_symbols(void *library, struct hr_error *err)
     for (size_t i = 0; i < HR_ARRAY_SIZE(symbols); i++) {
         void *symbol = dlsym(library, symbols[i].name);
 
-        if (!symbol && symbols[i].at != offsetof(struct hr_cufile_fns, SetParameterBool))
-            return hr_error_set(err, -ENODEV, "libcufile has no %s; version 1.x is needed",
+        if (!symbol && symbols[i].at < offsetof(struct hr_cufile_fns, SetParameterBool))
+            return hr_error_set(err, -ENODEV,
+                                "libcufile has no %s; version 1 is needed, as of the CUDA toolkit "
+                                "or pip's nvidia-cufile",
                                 symbols[i].name);
         memcpy((char *) &fns + symbols[i].at, &symbol, sizeof(symbol));
     }
@@ -92,22 +99,53 @@ static const char *status_text(struct hr_cufile_error status, char *buf, size_t 
     return buf;
 }
 
-/* Whether reads could go through the host's memory without a word. */
+/* Ways on which reads go through the host's memory without a word. */
+static const struct detour {
+    const char *setting; /* of its cufile.json                            */
+    const char *env;     /* goes before that; the library reads it itself */
+    int param;
+    unsigned control;
+} detours[] = {
+    {"allow_compat_mode", "CUFILE_ALLOW_COMPAT_MODE", HR_CUFILE_PARAM_ALLOW_COMPAT_MODE,
+     HR_CUFILE_CONTROL_COMPAT_MODE},
+    {"force_compat_mode", "CUFILE_FORCE_COMPAT_MODE", HR_CUFILE_PARAM_FORCE_COMPAT_MODE, 0},
+    {"vanilla_posix_io_mode", NULL, HR_CUFILE_PARAM_POSIX_MODE, HR_CUFILE_CONTROL_POSIX_MODE},
+    {"gds_fallback_io", NULL, HR_CUFILE_PARAM_FALLBACK, HR_CUFILE_CONTROL_FALLBACK},
+};
+
+/* @param control  as the driver tells */
+static bool is_open_to(const struct detour *detour, unsigned control)
+{
+    const char *set = detour->env ? getenv(detour->env) : NULL;
+    bool on = false;
+
+    if (detour->control)
+        return control & detour->control;
+    if (cufile.GetParameterBool &&
+        cufile.GetParameterBool(detour->param, &on).code == HR_CUFILE_SUCCESS)
+        return on;
+    return set && strcasecmp(set, "false") != 0 && strcmp(set, "0") != 0;
+}
+
 static int check_is_direct(struct hr_error *err)
 {
     struct hr_cufile_properties properties = {0};
     const struct hr_cufile_error status = cufile.DriverGetProperties(&properties);
-    const unsigned detours =
-        HR_CUFILE_CONTROL_COMPAT_MODE | HR_CUFILE_CONTROL_POSIX_MODE | HR_CUFILE_CONTROL_FALLBACK;
     char text[96];
 
     if (status.code != HR_CUFILE_SUCCESS)
-        return hr_error_set(err, -ENODEV, "cuFile's properties: %s",
+        return hr_error_set(err, -ENODEV,
+                            "cuFile's properties: %s; see NVIDIA's gdscheck -p, or use another "
+                            "--io",
                             status_text(status, text, sizeof(text)));
-    if (properties.nvfs.control_flags & detours)
-        return hr_error_set(err, -EOPNOTSUPP,
-                            "cuFile is in compatibility mode, in which it may read through the "
-                            "host's memory; set \"allow_compat_mode\": false in its cufile.json");
+    for (size_t i = 0; i < HR_ARRAY_SIZE(detours); i++)
+        if (is_open_to(&detours[i], properties.nvfs.control_flags))
+            return hr_error_set(err, -EOPNOTSUPP,
+                                "cuFile may read through the host's memory, for its %s is on; set "
+                                "\"%s\": false in its cufile.json%s%s, or use another --io",
+                                detours[i].setting, detours[i].setting,
+                                detours[i].env ? " and unset " : "",
+                                detours[i].env ? detours[i].env : "");
     return 0;
 }
 
@@ -133,11 +171,12 @@ static int load(struct hr_error *err)
     }
     /* For the whole process, and without effect on a driver that somebody in it has opened; what
      * holds is asked afterwards. */
-    if (cufile.SetParameterBool)
-        (void) cufile.SetParameterBool(HR_CUFILE_PARAM_ALLOW_COMPAT_MODE, false);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(detours) && cufile.SetParameterBool; i++)
+        (void) cufile.SetParameterBool(detours[i].param, false);
     status = cufile.DriverOpen();
     if (status.code != HR_CUFILE_SUCCESS && status.code != HR_CUFILE_ALREADY_OPEN)
-        return hr_error_set(err, -ENODEV, "%s", status_text(status, text, sizeof(text)));
+        return hr_error_set(err, -ENODEV, "%s; see NVIDIA's gdscheck -p, or use another --io",
+                            status_text(status, text, sizeof(text)));
     return check_is_direct(err);
 }
 
@@ -163,7 +202,35 @@ static int begin_thread(struct hr_io *io)
     return memory->begin_thread ? memory->begin_thread(memory->user) : 0;
 }
 
-/* A failure of cuFile itself is the last word: neither the disk's nor one that passes. */
+/* Whether an errno means what it does for a read of ours. Others are cuFile's own business, as is
+ * EINVAL: what was asked for is what it wants. */
+static bool is_of_the_disk(int code)
+{
+    return hr_io_is_disk_error(-code) || code == EINTR || code == EAGAIN || code == ENOMEM;
+}
+
+/* Keep the words of the first. @return what the reader asks the words of: the last word, neither
+ * the disk's nor one that passes */
+static int32_t failed(struct cufile_io *c, const char *words)
+{
+    pthread_mutex_lock(&c->mutex);
+    if (!c->words[0])
+        snprintf(c->words, sizeof(c->words), "%s", words);
+    pthread_mutex_unlock(&c->mutex);
+    return -EPROTO;
+}
+
+static const char *cufile_words(struct hr_io *io, char *buf, size_t buf_bytes)
+{
+    struct cufile_io *c = io->priv;
+
+    pthread_mutex_lock(&c->mutex);
+    snprintf(buf, buf_bytes, "%s; see NVIDIA's gdscheck -p, or use another --io", c->words);
+    pthread_mutex_unlock(&c->mutex);
+    return buf;
+}
+
+/* Some versions give -1 and their own code as errno. */
 static int32_t read_job(struct hr_io *io, const struct hr_io_job *job)
 {
     struct cufile_io *c = io->priv;
@@ -173,14 +240,15 @@ static int32_t read_job(struct hr_io *io, const struct hr_io_job *job)
                                   request->size_bytes, (off_t) request->offset_bytes, at);
     char text[96];
 
+    const int code = n == -1 ? errno : (int) -n;
+
     if (n >= 0)
         return (int32_t) n;
-    if (n == -1)
-        return -errno;
-    if (!atomic_exchange(&c->told, true))
-        hr_log(HR_LOG_ERROR, "io: cufile: a read failed: %s",
-               status_text((struct hr_cufile_error){.code = (int) -n}, text, sizeof(text)));
-    return -EPROTO;
+    if (n == -1 && is_of_the_disk(code))
+        return -code;
+    if (code > HR_CUFILE_ERRORS)
+        return failed(c, status_text((struct hr_cufile_error){.code = code}, text, sizeof(text)));
+    return failed(c, hr_strerror(code ? -code : -EPROTO, text, sizeof(text)));
 }
 
 static void forget(struct hr_io *io)
@@ -192,6 +260,7 @@ static void forget(struct hr_io *io)
     free(c->handles);
     if (c->buffer_registered)
         (void) cufile.BufDeregister(io->params.buf);
+    pthread_mutex_destroy(&c->mutex);
 }
 
 static int register_files(struct hr_io *io, struct hr_error *err)
@@ -210,7 +279,8 @@ static int register_files(struct hr_io *io, struct hr_error *err)
             cufile.HandleRegister(&c->handles[c->n_handles], &description);
 
         if (status.code != HR_CUFILE_SUCCESS)
-            return hr_error_set(err, -EOPNOTSUPP, "%s: %s",
+            return hr_error_set(err, -EOPNOTSUPP,
+                                "%s: %s; see NVIDIA's gdscheck -p, or use another --io",
                                 hr_printable(file->source->path, path, sizeof(path)),
                                 status_text(status, text, sizeof(text)));
         c->n_handles++;
@@ -231,7 +301,6 @@ static int register_ring(struct hr_io *io, struct hr_error *err)
                             "smaller --ring",
                             hr_mib(io->params.buf_bytes), status_text(status, text, sizeof(text)));
     c->buffer_registered = true;
-    io->pinned_bytes = io->params.buf_bytes;
     return 0;
 }
 
@@ -242,9 +311,10 @@ static int cufile_init(struct hr_io *io, struct hr_error *err)
 
     c->threads.read = read_job;
     c->threads.begin = begin_thread;
-    c->threads.begin_failed = "the GPU does not answer";
+    c->threads.begin_failed = "the GPU does not answer; see dmesg, or use another --io";
     if (r < 0)
         return hr_error_set(err, r, "%s", c->threads.begin_failed);
+    pthread_mutex_init(&c->mutex, NULL);
     r = load_once(err);
     if (r == 0)
         r = register_ring(io, err);
@@ -282,4 +352,5 @@ const struct hr_io_backend hr_io_backend_cufile = {
     .uninit = cufile_uninit,
     .submit = cufile_submit,
     .reap = cufile_reap,
+    .words = cufile_words,
 };

@@ -59,7 +59,17 @@ static int null_reap(struct hr_io *io, struct hr_io_completion *done, uint32_t m
 
 const struct hr_io_backend hr_io_backend_null = {
     .name = "null",
-    .memory = HR_IO_MEMORY_ANY, /* it writes nothing */
+    .priv_bytes = sizeof(struct null_io),
+    .init = null_init,
+    .uninit = null_uninit,
+    .submit = null_submit,
+    .reap = null_reap,
+};
+
+/* The same for a ring that lies on a device. */
+const struct hr_io_backend hr_io_backend_null_device = {
+    .name = "null_device",
+    .memory = HR_IO_MEMORY_DEVICE,
     .priv_bytes = sizeof(struct null_io),
     .init = null_init,
     .uninit = null_uninit,

@@ -30,6 +30,10 @@ static int check_params(const struct hr_reader_params *params, struct hr_error *
         return hr_error_set(err, -EINVAL,
                             "block size %u: must be a power of two from %d KiB to %d MiB", block,
                             HR_BLOCK_BYTES_MIN >> 10, HR_BLOCK_BYTES_MAX >> 20);
+    if (params->memory && params->direct == HR_DIRECT_OFF)
+        return hr_error_set(err, -EOPNOTSUPP,
+                            "reading into the memory of a GPU is direct, and direct is off; leave "
+                            "it, or use another --io");
     if (params->depth > HR_DEPTH_MAX)
         return hr_error_set(err, -EINVAL, "%u reads in flight: must be 1 to %d", params->depth,
                             HR_DEPTH_MAX);
@@ -48,6 +52,22 @@ static uint32_t find_device(struct hr_reader *reader, uint64_t device)
     return reader->n_devices++;
 }
 
+/* The page cache is the host's. */
+static int open_for_device(struct hr_io_file *file, const struct hr_read_file *source,
+                           struct hr_error *err)
+{
+    const char *why;
+    char path[512];
+    const int r = hr_io_file_open_direct(file, source, &why, err);
+
+    if (r != -EOPNOTSUPP)
+        return r;
+    return hr_error_set(err, r,
+                        "%s: is read into the memory of a GPU directly or not at all, but %s; use "
+                        "a disk's filesystem, or another --io",
+                        hr_printable(source->path, path, sizeof(path)), why);
+}
+
 static int open_files(struct hr_reader *reader, struct hr_error *err)
 {
     const struct hr_reader_params *params = &reader->params;
@@ -62,7 +82,9 @@ static int open_files(struct hr_reader *reader, struct hr_error *err)
     reader->stats.direct = true;
     for (uint32_t i = 0; i < params->n_files; i++) {
         struct hr_io_file *file = &reader->files[i];
-        const int r = hr_io_file_open(file, &params->files[i], params->direct, err);
+        const int r = params->memory
+                          ? open_for_device(file, &params->files[i], err)
+                          : hr_io_file_open(file, &params->files[i], params->direct, err);
 
         if (r < 0)
             return r;
@@ -123,14 +145,14 @@ static void log_choice(const struct hr_reader *reader)
     const struct hr_stream_stats *stats = &reader->shared->stats;
 
     hr_log(HR_LOG_INFO,
-           "io: %s, %s, up to %u reads of %u KiB in flight, ring of %" PRIu64 " MiB (%" PRIu64
+           "io: %s, %s, up to %u reads of %u KiB in flight, ring of %" PRIu64 " MiB%s (%" PRIu64
            " in huge pages)",
            stats->io_name,
            stats->direct           ? "direct"
            : stats->n_files_direct ? "direct and through the page cache"
                                    : "through the page cache",
-           stats->depth, stats->block_bytes >> 10, stats->ring_bytes / HR_MIB,
-           reader->ring.huge_bytes / HR_MIB);
+           stats->depth, stats->block_bytes >> 10, reader->ring.size_bytes / HR_MIB,
+           reader->params.memory ? " of a device" : "", reader->ring.huge_bytes / HR_MIB);
 }
 
 int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_params *params,
@@ -156,8 +178,6 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
         reader->params.timeout_s = HR_TIMEOUT_S_DEFAULT;
     if (params->depth == 0)
         reader->params.depth = HR_DEPTH_DEFAULT;
-    if (params->memory) /* the page cache is the host's */
-        reader->params.direct = HR_DIRECT_ON;
     reader->depth = reader->depth_max = reader->params.depth;
     reader->failed_block = UINT64_MAX;
 
@@ -173,7 +193,8 @@ int hr_reader_create(struct hr_reader **ret_reader, const struct hr_reader_param
         r = hr_ring_init(&reader->ring, hr_align_up(params->ring_bytes, HR_RING_UNIT_BYTES),
                          !params->small_pages, err);
     if (r == 0) {
-        reader->stats.ring_bytes = reader->ring.size_bytes;
+        reader->stats.ring_bytes = params->memory ? 0 : reader->ring.size_bytes;
+        reader->stats.device_ring_bytes = params->memory ? reader->ring.size_bytes : 0;
         reader->stats.huge_bytes = reader->ring.huge_bytes;
         reader->stats.block_bytes = reader->params.block_bytes;
         reader->stats.depth = reader->stats.depth_min = reader->depth;

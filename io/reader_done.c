@@ -333,7 +333,7 @@ void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion 
                         uint64_t now_ns)
 {
     struct hr_block *block = hr_reader_block(reader, done->tag);
-    char text[128];
+    char text[256];
 
     hr_assert(done->tag >= reader->first_block && done->tag < reader->next_block);
     hr_assert(!block->finished && reader->in_flight > 0);
@@ -360,6 +360,6 @@ void hr_reader_complete(struct hr_reader *reader, const struct hr_io_completion 
         bisect(reader, done->tag, code);
     } else {
         hr_reader_fail(reader, done->tag, block->ask_bytes, code,
-                       hr_strerror(code, text, sizeof(text)));
+                       hr_io_words(reader->io, code, text, sizeof(text)));
     }
 }

@@ -32,6 +32,7 @@ class StreamStats:
     io_name: str
     direct: bool
     ring_bytes: int
+    device_ring_bytes: int
     block_bytes: int
     depth: int
     bytes_read: int

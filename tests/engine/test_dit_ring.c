@@ -92,7 +92,9 @@ static void test_same_bits(void **state)
         assert_int_equal(stats.copied_bytes, 0);
         assert_int_equal(stats.resident_bytes, 0);
         assert_int_equal(stats.stream.bytes_used, stats.predicted.run_bytes);
-        assert_int_equal(stats.stream.ring_bytes, stats.predicted.ring_bytes);
+        assert_int_equal(stats.stream.ring_bytes, 0);
+        assert_int_equal(stats.predicted.ring_bytes, 0);
+        assert_int_equal(stats.stream.device_ring_bytes, stats.predicted.device_ring_bytes);
         if (params.vram_bytes) {
             assert_true(stats.device_resident_bytes > 0);
             assert_true(stats.predicted.device_memory_bytes <= params.vram_bytes);
@@ -149,7 +151,7 @@ static int predict(const struct hr_dit_params *params, struct hr_dit_prediction 
 /* The disk is measured into such a ring, and no copies are. */
 static void test_forecast(void **state)
 {
-    const struct hr_dit_params params = {.device = "emulated", .stream = {.io = "cufile"}};
+    struct hr_dit_params params = {.device = "emulated", .stream = {.io = "cufile"}};
     struct hr_dit_prediction prediction;
     struct hr_dit_forecast forecast;
     struct hr_error err = {0};
@@ -162,6 +164,11 @@ static void test_forecast(void **state)
     assert_true(forecast.direct && forecast.disk_sample_bytes > 0);
     assert_int_equal(forecast.link_sample_bytes, 0);
     assert_int_equal(forecast.link_ns, 0);
+    /* Nor does the host need room for a ring. */
+    params.ram_bytes = prediction.peak_memory_bytes + HR_MIB;
+    params.stream.ring_bytes = params.ram_bytes;
+    if (hr_dit_predict(model.checkpoint, &params, &model.inputs, 1, &prediction, &forecast, &err))
+        fail_msg("%s", err.message);
 }
 
 static void test_budget(void **state)
@@ -172,10 +179,10 @@ static void test_budget(void **state)
     (void) state;
     params.vram_bytes = (uint64_t) 1 << 30;
     assert_int_equal(predict(&params, &roomy), 0);
-    assert_true(roomy.ring_bytes > 8 << 20); /* all of the model's weights */
+    assert_true(roomy.device_ring_bytes > 8 << 20); /* all of the model's weights */
     params.vram_bytes = roomy.device_memory_bytes - 1;
     assert_int_equal(predict(&params, &tight), 0);
-    assert_true(tight.ring_bytes < roomy.ring_bytes);
+    assert_true(tight.device_ring_bytes < roomy.device_ring_bytes);
     assert_true(tight.device_memory_bytes <= params.vram_bytes);
 }
 

@@ -26,10 +26,12 @@ EXPORT struct hr_cufile_error cuFileBufDeregister(const void *base);
 EXPORT ssize_t cuFileRead(void *handle, void *base, size_t n_bytes, off_t file_offset,
                           off_t base_offset);
 EXPORT struct hr_cufile_error cuFileSetParameterBool(int param, bool value);
+EXPORT struct hr_cufile_error cuFileGetParameterBool(int param, bool *value);
 
 enum { INVALID = 5022, PAGE = 4096, BUFFERS = 8 };
 
-static bool compat_mode = true; /* as it is by default */
+/* By parameter, as they are by default. */
+static bool params[16] = {[HR_CUFILE_PARAM_ALLOW_COMPAT_MODE] = true};
 static bool is_open;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -52,9 +54,19 @@ static bool told(const char *word)
 
 struct hr_cufile_error cuFileSetParameterBool(int param, bool value)
 {
-    if (param == HR_CUFILE_PARAM_ALLOW_COMPAT_MODE && !is_open && !told("compat"))
-        compat_mode = value;
-    return status(param == HR_CUFILE_PARAM_ALLOW_COMPAT_MODE ? 0 : INVALID);
+    if (param < 0 || param >= 16)
+        return status(INVALID);
+    if (!is_open && !told("compat"))
+        params[param] = value;
+    return status(0);
+}
+
+struct hr_cufile_error cuFileGetParameterBool(int param, bool *value)
+{
+    *value = params[param];
+    if (told("forced"))
+        *value = param == HR_CUFILE_PARAM_FORCE_COMPAT_MODE;
+    return status(told("no-get") ? INVALID : 0);
 }
 
 struct hr_cufile_error cuFileDriverOpen(void)
@@ -70,7 +82,12 @@ struct hr_cufile_error cuFileDriverGetProperties(struct hr_cufile_properties *pr
     if (told("no-properties"))
         return status(HR_CUFILE_NO_PLATFORM);
     properties->nvfs.major_version = 2;
-    properties->nvfs.control_flags = compat_mode ? HR_CUFILE_CONTROL_COMPAT_MODE : 0;
+    if (params[HR_CUFILE_PARAM_ALLOW_COMPAT_MODE])
+        properties->nvfs.control_flags |= HR_CUFILE_CONTROL_COMPAT_MODE;
+    if (told("posix"))
+        properties->nvfs.control_flags |= HR_CUFILE_CONTROL_POSIX_MODE;
+    if (told("fallback"))
+        properties->nvfs.control_flags |= HR_CUFILE_CONTROL_FALLBACK;
     return status(0);
 }
 
@@ -147,12 +164,17 @@ ssize_t cuFileRead(void *handle, void *base, size_t n_bytes, off_t file_offset, 
         abort();
     if (told("internal") && n > 2)
         return -5030;
-    if (told("eio") && n > 2) {
-        errno = EIO;
+    if (n > 2 && (told("eio") || told("efault") || told("einval") || told("no-errno") ||
+                  told("own-errno"))) {
+        errno = told("eio")         ? EIO
+                : told("efault")    ? EFAULT
+                : told("einval")    ? EINVAL
+                : told("own-errno") ? 5027
+                                    : 0;
         return -1;
     }
     while (told("hang") && n > 2)
-        sleep(1);
+        usleep(10000);
     if (told("short") && n_bytes > PAGE)
         n_bytes = n_bytes / 2 / PAGE * PAGE;
     return pread((int) ((intptr_t) handle - 1), dst, n_bytes, file_offset);

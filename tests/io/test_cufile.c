@@ -115,7 +115,8 @@ static void every_byte_arrives(void **state)
     assert_int_equal(stream(&gpu, "cufile", &stats, &err), 0);
     assert_string_equal(stats.io_name, "cufile");
     assert_true(stats.direct);
-    assert_int_equal(stats.pinned_bytes, RING);
+    assert_int_equal(stats.device_ring_bytes, RING);
+    assert_int_equal(stats.ring_bytes, 0);
     assert_int_equal(atomic_load(&gpu.n_threads), 1 + 6); /* the reader's and its own */
     assert_false(gpu.abandoned);
     free(gpu.memory.base);
@@ -141,6 +142,26 @@ static void other_backends_refuse_the_gpu_s(void **state)
     assert_int_equal(stream(&gpu, "pread", NULL, &err), -EOPNOTSUPP);
     assert_non_null(strstr(err.message, "pread"));
     assert_non_null(strstr(err.message, "it cannot read into the memory of a GPU"));
+    free(gpu.memory.base);
+}
+
+static void buffered_reads_are_refused(void **state)
+{
+    struct hr_error err = {0};
+    struct io_caller caller = {0};
+    struct gpu gpu;
+    const struct hr_read_range range = {0, 0, 4096};
+
+    (void) state;
+    gpu_make(&gpu);
+    const struct hr_reader_params params = {.files = disk.files,
+                                            .n_files = disk.n,
+                                            .memory = &gpu.memory,
+                                            .direct = HR_DIRECT_OFF,
+                                            .io = "cufile"};
+
+    assert_int_equal(io_stream_once(&params, &range, 1, 1, &caller, NULL, &err), -EOPNOTSUPP);
+    assert_non_null(strstr(err.message, "is direct, and direct is off; leave it, or use another"));
     free(gpu.memory.base);
 }
 
@@ -196,13 +217,24 @@ static void failures_are_told(void **state)
     static const struct failure failures[] = {
         {"no-driver", -ENODEV, "the nvidia-fs driver is not loaded (cuFile error 5001)", false},
         {"no-properties", -ENODEV, "cuFile's properties: not supported on this platform", false},
-        {"compat", -EOPNOTSUPP, "set \"allow_compat_mode\": false in its cufile.json", false},
+        {"compat", -EOPNOTSUPP,
+         "set \"allow_compat_mode\": false in its cufile.json and unset CUFILE_ALLOW_COMPAT_MODE",
+         false},
+        {"forced", -EOPNOTSUPP, "set \"force_compat_mode\": false", false},
+        {"posix", -EOPNOTSUPP, "set \"vanilla_posix_io_mode\": false in its cufile.json, or",
+         false},
+        {"fallback", -EOPNOTSUPP, "set \"gds_fallback_io\": false", false},
         {"no-path", -EOPNOTSUPP, "no direct path from the disk of this file", false},
         {"no-pinning", -ENOMEM, "cannot be registered: CUDA error 2 (cuFile error 5011)", false},
-        {"internal", -EPROTO, "bytes ", false},
+        {"internal", -EPROTO, ": cuFile error 5030; see NVIDIA's gdscheck -p, or use", false},
+        {"own-errno", -EPROTO, ": cuFile error 5027; see NVIDIA's gdscheck -p, or use", false},
+        {"efault", -EPROTO, ": Bad address; see NVIDIA's gdscheck -p, or use", false},
+        {"einval", -EPROTO, ": Invalid argument; see NVIDIA's gdscheck -p, or use", false},
+        {"no-errno", -EPROTO, ": Protocol error; see NVIDIA's gdscheck -p, or use", false},
         {"eio", -EIO, "bytes ", false},
         {"hang", -ETIMEDOUT, "has not answered", true},
         {"open-already", 0, "", false},
+        {"no-get", 0, "", false},
         {"short", 0, "", false},
     };
 
@@ -210,6 +242,22 @@ static void failures_are_told(void **state)
     needs_direct();
     for (size_t i = 0; i < HR_ARRAY_SIZE(failures); i++)
         fails(&failures[i]);
+}
+
+/* Older libraries cannot be asked, and the environment goes before their file. */
+static void the_environment_is_looked_at(void **state)
+{
+    static const struct failure forced = {"no-get", -EOPNOTSUPP, "unset CUFILE_FORCE_COMPAT_MODE",
+                                          false};
+    static const struct failure not_forced = {"no-get", 0, "", false};
+
+    (void) state;
+    needs_direct();
+    setenv("CUFILE_FORCE_COMPAT_MODE", "true", 1);
+    fails(&forced);
+    setenv("CUFILE_FORCE_COMPAT_MODE", "False", 1);
+    fails(&not_forced);
+    unsetenv("CUFILE_FORCE_COMPAT_MODE");
 }
 
 /* The linker's search path is that with which a process begins. */
@@ -243,6 +291,7 @@ static int expect_no_library(void)
     gpu_make(&gpu);
     const int r = stream(&gpu, "cufile", NULL, &err);
 
+    free(gpu.memory.base);
     remove_files(NULL);
     if (!strstr(err.message, "libcufile"))
         return 77;
@@ -253,7 +302,9 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(failures_are_told), /* in children that have not loaded the library */
+        cmocka_unit_test(the_environment_is_looked_at),
         cmocka_unit_test(every_byte_arrives),
+        cmocka_unit_test(buffered_reads_are_refused),
         cmocka_unit_test(the_host_s_memory_is_refused),
         cmocka_unit_test(other_backends_refuse_the_gpu_s),
         cmocka_unit_test(a_gpu_that_does_not_answer),
