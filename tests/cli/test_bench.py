@@ -208,7 +208,8 @@ class Device(ModelCase):
         self.assertIn("1 thread", out["device"])
         self.assertEqual((out["verb"], out["precision"], out["turns"]), ("bench", "bf16", 1))
         self.assertEqual(out["device_memory_bytes"], 0)
-        self.assertLessEqual(out["peak_memory_bytes"], 400 << 20)
+        if os.environ.get("HEADRACE_TEST_SMALL") != "1":  # a sanitizer has memory of its own
+            self.assertLessEqual(out["peak_memory_bytes"], 400 << 20)
         for name, rate in rates.items():
             if name.startswith("copy") or "copied" in name:
                 self.assertEqual((rate["median"], rate["share_of"]), (None, None))
