@@ -87,8 +87,9 @@ int bench_leg_ours(struct bench_leg *ret_leg, struct hr_stream *stream,
 int bench_leg_fio(struct bench_leg *ret_leg, const struct bench_setting *setting,
                   const struct bench_windows *windows, const struct bench_window *window,
                   struct bench_gates *gates, struct hr_error *err);
-/* fio's version, such as "fio-3.33"; false: there is none to be run. */
-bool bench_fio_version(char *buf, size_t buf_bytes);
+/* fio's version, such as "fio-3.33". *ret_found: there is one that this user may run.
+ * @return 0, or why it could not be asked, such as -EMFILE */
+int bench_fio_version(char *buf, size_t buf_bytes, bool *ret_found, struct hr_error *err);
 
 static inline double bench_rate(const struct bench_leg *leg)
 {

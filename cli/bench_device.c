@@ -11,25 +11,18 @@ enum { TOKENS_FULL = 4096 };
 
 int bench_check_options(const struct cli_options *o)
 {
-    const struct {
+    static const struct {
         const char *name;
-        bool is_given, of_device;
+        bool of_device;
     } options[] = {
-        {"--quads", o->n_quads > 0, false},
-        {"--order", o->bench_order != 0, false},
-        {"--sweep", o->sweep, false},
-        {"--plot", o->plot != NULL, false},
-        {"--layers", o->n_layers > 0, false},
-        {"--turns", o->n_turns > 0, true},
-        {"--vram", o->vram_bytes > 0, true},
-        {"--threads", o->n_threads > 0, true},
-        {"--precision", o->precision != 0, true},
-        {"--attention", o->attention != 0, true},
+        {"--quads", false},    {"--order", false},    {"--sweep", false}, {"--plot", false},
+        {"--layers", false},   {"--turns", true},     {"--vram", true},   {"--threads", true},
+        {"--precision", true}, {"--attention", true},
     };
     const bool has_device = o->device != NULL;
 
     for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++)
-        if (options[i].is_given && options[i].of_device != has_device)
+        if (options[i].of_device != has_device && cli_is_given(o, options[i].name))
             return cli_usage("%s has no effect %s --device; leave %s", options[i].name,
                              has_device ? "with" : "without",
                              has_device ? "one of the two out" : "it out, or name a device");

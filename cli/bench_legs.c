@@ -145,6 +145,11 @@ static int run_fio(char *const *argv, char **ret_output, int *ret_status)
     return -r;
 }
 
+static int fail_fio(int r, struct hr_error *err)
+{
+    return cli_error(err, r, "fio: cannot be run: %s", strerror(-r));
+}
+
 /* fio takes ":" in a file name for a separator. */
 static char *escape_colons(const char *path)
 {
@@ -263,7 +268,7 @@ int bench_leg_fio(struct bench_leg *ret_leg, const struct bench_setting *setting
     r = run_fio(argv, &output, &status);
     free(file);
     if (r < 0)
-        return cli_error(err, r, "fio: cannot be run: %s", strerror(-r));
+        return fail_fio(r, err);
     if (cli_interrupted)
         r = cli_error(err, -ECANCELED, "interrupted");
     else if (!WIFEXITED(status) || WEXITSTATUS(status) != 0 || !parse_fio(output, ret_leg))
@@ -276,15 +281,29 @@ int bench_leg_fio(struct bench_leg *ret_leg, const struct bench_setting *setting
     return r;
 }
 
-bool bench_fio_version(char *buf, size_t buf_bytes)
+int bench_fio_version(char *buf, size_t buf_bytes, bool *ret_found, struct hr_error *err)
 {
     char fio[] = "fio", version[] = "--version";
     char *argv[] = {fio, version, NULL}, *output;
     int status;
+    int r = run_fio(argv, &output, &status);
 
-    if (run_fio(argv, &output, &status) < 0)
-        return false;
-    snprintf(buf, buf_bytes, "%.*s", (int) strcspn(output, "\n"), output);
+    *ret_found = false;
+    if (r == -ENOENT || r == -ENOTDIR || r == -EACCES) /* not there, or not for this user */
+        return 0;
+    if (r < 0)
+        return fail_fio(r, err);
+    const int len = (int) strcspn(output, "\n");
+
+    *ret_found = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    if (cli_interrupted)
+        r = cli_error(err, -ECANCELED, "interrupted");
+    else if (*ret_found)
+        snprintf(buf, buf_bytes, "%.*s", len, output);
+    else
+        r = cli_error(err, -EIO,
+                      "fio --version failed: %.*s; repair it, or take it out of PATH to go without",
+                      len, output);
     free(output);
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    return r;
 }

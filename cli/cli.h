@@ -3,6 +3,7 @@
  *
  *   main.c         verbs, dispatch, help
  *   options.c      the table of options, parsing, messages for what is wrong
+ *   nearest.c      which word was meant by a mistyped one
  *   help.c         an option in words; manual.c the manual page; both from tables.h
  *   cmd_*.c        one verb each
  *   inputs.c       tensor files in
@@ -60,7 +61,7 @@ enum {
     CLI_QUADS_DEFAULT = 12,
 };
 
-enum { CLI_PATHS_MAX = 256 };
+enum { CLI_PATHS_MAX = 256, CLI_OPTIONS_MAX = 96 };
 #define CLI_NOT_GIVEN (~0u) /* of a choice without a default */
 #define CLI_NO_SEED   UINT64_MAX
 #define CLI_SEED_MAX  (UINT64_MAX - HR_SAMPLES_MAX) /* each input has the next one */
@@ -69,6 +70,7 @@ enum { CLI_PATHS_MAX = 256 };
 struct cli_options {
     const char *paths[CLI_PATHS_MAX]; /* positional: the model */
     uint32_t n_paths;
+    bool given[CLI_OPTIONS_MAX]; /* by the table of options; for cli_is_given() */
 
     bool help, json, quiet, verbose, per_block, force, streamed;
     bool zero_cond_t_on, zero_cond_t_off, zero_cond_t, layered;
@@ -90,12 +92,14 @@ struct cli_options {
     double timestep, strength, cfg_scale, mu; /* NAN: not given */
     bool cfg_norm;
     unsigned schedule, direct, precision, activation, dtype, order, timestep_rounding, verify,
-        lora_mode, onload_dtype, attention; /* choices */
+        lora_mode, onload_dtype, attention; /* choices: 0 also where given so, see cli_is_given() */
 };
 
 /* Parse argv after the verb. Prints what is wrong and returns CLI_USAGE, or CLI_OK. */
 int cli_parse(struct cli_options *o, unsigned verb, const char *verb_name, int argc, char **argv);
 void cli_print_options(unsigned verb);
+/* Was the option, such as "--order", on the command line, with whatever value? */
+bool cli_is_given(const struct cli_options *o, const char *name);
 /* The candidate that a mistyped word is nearest to, or NULL when none is near. Candidates are n
  * strings, stride bytes apart. */
 const char *cli_nearest(const char *word, const void *candidates, size_t n, size_t stride);

@@ -452,7 +452,8 @@ static int run_all(struct bench *b, struct hr_error *err)
         r = cli_check_output(b->o, b->model, err);
     if (r == 0)
         r = bench_windows_init(&b->windows, b->model, b->o->bench_order != 0, b->o->n_layers, err);
-    b->has_fio = r == 0 && bench_fio_version(b->fio_version, sizeof(b->fio_version));
+    if (r == 0)
+        r = bench_fio_version(b->fio_version, sizeof(b->fio_version), &b->has_fio, err);
     if (r == 0 && (b->has_fio || !chosen || b->o->sweep || b->o->plot))
         r = sweep(b, err);
     if (r < 0)

@@ -161,55 +161,7 @@ static const struct option options[] = {
 };
 
 enum { N_OPTIONS = sizeof(options) / sizeof(options[0]) };
-
-/* ---- nearest word ----------------------------------------------------------------------- */
-
-/* Levenshtein distance, of words up to 40 letters. */
-static unsigned distance(const char *a, const char *b)
-{
-    enum { MAX = 40 };
-    unsigned row[MAX + 1];
-    const size_t n = strlen(a), m = strlen(b);
-
-    if (n > MAX || m > MAX)
-        return MAX;
-    for (size_t j = 0; j <= m; j++)
-        row[j] = (unsigned) j;
-    for (size_t i = 1; i <= n; i++) {
-        unsigned diagonal = row[0];
-
-        row[0] = (unsigned) i;
-        for (size_t j = 1; j <= m; j++) {
-            const unsigned up = row[j];
-            unsigned best = diagonal + (a[i - 1] != b[j - 1]);
-
-            best = up + 1 < best ? up + 1 : best;
-            best = row[j - 1] + 1 < best ? row[j - 1] + 1 : best;
-            row[j] = best;
-            diagonal = up;
-        }
-    }
-    return row[m];
-}
-
-const char *cli_nearest(const char *word, const void *candidates, size_t n, size_t stride)
-{
-    const char *nearest = NULL;
-    unsigned best = (unsigned) strlen(word) / 3 + 2;
-
-    for (size_t i = 0; i < n; i++) {
-        const char *candidate;
-
-        memcpy(&candidate, (const char *) candidates + i * stride, sizeof(candidate));
-        const unsigned d = distance(word, candidate);
-
-        if (d < best) {
-            best = d;
-            nearest = candidate;
-        }
-    }
-    return nearest;
-}
+_Static_assert(N_OPTIONS <= CLI_OPTIONS_MAX, "struct cli_options remembers fewer");
 
 /* ---- values ----------------------------------------------------------------------------- */
 
@@ -473,6 +425,14 @@ static const struct option *find(const char *name, unsigned verb, unsigned *ret_
     return found;
 }
 
+bool cli_is_given(const struct cli_options *o, const char *name)
+{
+    for (size_t i = 0; i < N_OPTIONS; i++)
+        if (o->given[i] && strcmp(options[i].name, name) == 0)
+            return true;
+    return false;
+}
+
 /* No option of this verb is called so. */
 static int refuse_option(const char *name, unsigned verb, const char *verb_name, unsigned verbs)
 {
@@ -526,6 +486,7 @@ static int parse_option(struct cli_options *o, unsigned verb, const char *verb_n
 
     if (!opt)
         return refuse_option(name, verb, verb_name, verbs);
+    o->given[opt - options] = true;
     if (opt->kind == FLAG)
         return equals ? cli_usage("%s takes no value", opt->name) : set_value(o, opt, NULL);
     if (equals)

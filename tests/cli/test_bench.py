@@ -6,6 +6,7 @@ No figure is tested: this disk may be anything. fio is replaced by scripts where
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -78,6 +79,34 @@ class Bench(ModelCase):
                                  preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
         self.assertEqual(process.returncode, 0, process.stderr)
         self.assertIsNotNone(json.loads(process.stdout)["fio_gbps"])
+
+    def test_no_descriptors(self):
+        """A machine that cannot ask fio has none for all that, and no figures without it."""
+        path, lines = self.path("one.safetensors"), set()
+        write_tensors(path, {"a": ("U8", [1 << 20], os.urandom(1 << 20))})
+        for most in range(4, 40):
+            process = subprocess.run([HEADRACE, "bench", path, "--quads", "1", "--iodepth", "4", "--quiet", "--json"],
+                                     text=True, timeout=300, capture_output=True, env=self.env(fio=""),
+                                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)))
+            if process.returncode == 0:
+                self.assertIsNotNone(json.loads(process.stdout)["fio_gbps"], most)
+                break
+            self.assertEqual(process.stdout, "")
+            lines.update(process.stderr.splitlines())
+        self.assertEqual(process.returncode, 0)
+        self.assertIn("headrace: fio: cannot be run: Too many open files", lines)
+
+    def test_broken_fio(self):
+        env = self.env(fio="")
+        with open(os.path.join(self.bin, "fio"), "w", encoding="utf-8") as f:
+            f.write("#!/bin/sh\necho libaio.so.1: not found\nexit 127\n")
+        self.assert_fails(headrace("bench", self.model, "--quiet", "--quads", 1, env=env),
+                          "fio --version failed: libaio.so.1: not found; repair it")
+        os.chmod(os.path.join(self.bin, "fio"), stat.S_IRUSR)  # nobody may run it, not even root
+        env["PATH"] = self.bin
+        result = headrace("bench", self.model, "--quiet", "--quads", 1, "--iodepth", 4, "--json", env=env)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertIsNone(json.loads(result.out)["fio_gbps"])
 
     def test_with_fio(self):
         out = self.bench("--quads", 2, fio="")
@@ -272,12 +301,14 @@ class Device(ModelCase):
             self.assertIn("interrupted", err.splitlines()[-1])
 
     def test_without_effect(self):
-        for args in (["--quads", 1], ["--order", "pass"], ["--sweep"], ["--plot", self.path("x.svg")], ["--layers", 1]):
+        """Also where the default is asked for."""
+        for args in (["--quads", 1], ["--order", "pass"], ["--order", "file"], ["--order=file"], ["--sweep"],
+                     ["--plot", self.path("x.svg")], ["--layers", 1]):
             result = self.bench("--device", "cpu", *args)
             self.assertEqual(result.code, 2, (args, result.err))
-            self.assertIn(f"{args[0]} has no effect with --device", result.err)
+            self.assertIn(f"{args[0].split('=')[0]} has no effect with --device", result.err)
         for args in (["--turns", 1], ["--vram", "1GiB"], ["--threads", 1], ["--precision", "f32"],
-                     ["--attention", "cudnn"]):
+                     ["--precision", "bf16"], ["--attention", "cudnn"], ["--attention", "own"]):
             result = headrace("bench", self.model, *args)
             self.assertEqual(result.code, 2, (args, result.err))
             self.assertIn(f"{args[0]} has no effect without --device", result.err)
