@@ -50,7 +50,7 @@ int hr_synth_write_shards(const struct hr_synth_layout *layout, int dir_fd, cons
                           const struct hr_synth_params *params, const char *shown,
                           struct hr_error *err);
 
-/* A folder or file beside the model: `path`.tmp-PID-NUMBER. */
+/* A folder or file beside the model: `path`.tmp-BOOT-PID-NUMBER. */
 struct hr_synth_temp {
     char *path;
     int fd; /* locked, so that others know its run is alive; -1: not made */
@@ -61,7 +61,8 @@ int hr_synth_temp_begin(struct hr_synth_temp *ret_temp, const char *path, bool i
 /* Close and free; what lies there stays. */
 void hr_synth_temp_end(struct hr_synth_temp *temp);
 /* Remove what runs for the same `path` left beside it when they were killed: names of exactly that
- * form, of this user, whose lock nobody holds, with nothing in them but a model's files.
+ * form, of this user, whose lock nobody holds, with nothing in them but a model's files; what was
+ * not made since this kernel was started only an hour after its last change.
  * @param parent  the folder of `path` */
 void hr_synth_drop_leftovers(const char *path, const char *parent, bool is_file);
 

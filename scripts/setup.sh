@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# setup.sh -- sourced by demo and check: packages and builds. bash >= 4.4, Debian or Ubuntu.
+# setup.sh -- sourced by demo and check: packages, builds, half models. bash >= 4.4, Debian or Ubuntu.
 
 say() {
     printf '%s\n' "$*" >&2
@@ -109,4 +109,24 @@ build() {
 # Whether clang can link its sanitizers' runtime, which Debian packs apart from clang itself.
 clang_has_sanitizers() {
     echo 'int main(void) { return 0; }' | clang -fsanitize=thread -x c - -o /dev/null 2>/dev/null
+}
+
+# drop_half_models FOLDER...: what a synth left that was killed at once. One that runs holds a lock, which
+# another machine need not see; so the name begins with the first digits of the kernel's boot_id, and what
+# another kernel's made must have been at rest for an hour, by the filesystem's clock. As engine/synth_temp.c.
+drop_half_models() {
+    local half boot clock
+    boot=$(head -c 8 /proc/sys/kernel/random/boot_id 2>/dev/null) || boot=unknown
+    for half in "$@"; do
+        [ -d "$half" ] || continue
+        clock=$(mktemp "${half%/*}/clock-XXXXXX") || return 0
+        touch -d "@$(($(stat -c %Y "$clock") - 3600))" "$clock"
+        if { [[ ${half##*.tmp-} == "$boot"-* ]] || [ -z "$(find "$half" -newer "$clock")" ]; } &&
+            flock -n "$half" rm -rf "$half" 2>/dev/null; then
+            say "$half: removed, left by a run that was killed"
+        else
+            say "$half: half a model, kept: it may be being written, or locks do not work there; if it is not: rm -r $half"
+        fi
+        rm -f "$clock"
+    done
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_synth.c -- the generator's published values, and the same values in every form of file. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -10,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -412,6 +414,8 @@ static void check_leftover(const char *path)
 {
     const struct hr_synth_params params = small(path);
 
+    if (access("/proc/sys/kernel/random/boot_id", R_OK) < 0)
+        skip(); /* then an hour has to go by */
     wait_for_kill(start_synth(path, kill_now, NULL));
     assert_non_null(strstr(scratch_list(scratch("%s", "")), ".tmp-"));
     scratch_log();
@@ -428,14 +432,60 @@ static void test_killed(void **state)
     assert_string_equal(scratch_list(scratch("%s", "")), "m m.safetensors ");
 }
 
+/* Last changed so long ago. */
+static void set_age(const char *path, time_t seconds)
+{
+    const struct timespec then = {.tv_sec = time(NULL) - seconds}, times[] = {then, then};
+
+    assert_int_equal(utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW), 0);
+}
+
+/* The locks of another machine are not seen on many filesystems that both write to. */
+static void test_of_another_kernel(void **state)
+{
+    char path[512];
+    struct hr_synth_params params = small(path);
+
+    (void) state;
+    snprintf(path, sizeof(path), "%s", scratch("m"));
+    scratch_folder(scratch("m.tmp-0badb007-1-00000000")); /* made just now     */
+    scratch_folder(scratch("m.tmp-0badb007-2-00000000")); /* written just now  */
+    scratch_folder(scratch("m.tmp-0badb007-3-00000000")); /* at rest           */
+    scratch_folder(scratch("m.tmp-00000000-4-00000000")); /* a kernel not told */
+    scratch_text(scratch("m.tmp-0badb007-2-00000000/a.safetensors"), "new");
+    scratch_text(scratch("m.tmp-0badb007-3-00000000/a.safetensors"), "old");
+    set_age(scratch("m.tmp-0badb007-3-00000000/a.safetensors"), 3700);
+    set_age(scratch("m.tmp-0badb007-2-00000000"), 3700);
+    set_age(scratch("m.tmp-0badb007-3-00000000"), 3700);
+    scratch_log();
+    assert_works(hr_synth(&params, &err));
+    assert_string_equal(scratch_list(scratch("%s", "")),
+                        "m m.tmp-00000000-4-00000000 m.tmp-0badb007-1-00000000 "
+                        "m.tmp-0badb007-2-00000000 ");
+    const char *log = scratch_log();
+
+    assert_non_null(strstr(log, "m.tmp-0badb007-2-00000000: kept, another machine may be writing"));
+    assert_non_null(strstr(log, "m.tmp-0badb007-3-00000000: removed, left by a run"));
+
+    snprintf(path, sizeof(path), "%s", scratch("f.safetensors"));
+    scratch_text(scratch("f.safetensors.tmp-0badb007-1-00000000"), "new");
+    scratch_text(scratch("f.safetensors.tmp-0badb007-2-00000000"), "old");
+    set_age(scratch("f.safetensors.tmp-0badb007-2-00000000"), 3700);
+    assert_works(hr_synth(&params, &err));
+    assert_non_null(strstr(scratch_list(scratch("%s", "")),
+                           "f.safetensors f.safetensors.tmp-0badb007-1-00000000 m "));
+}
+
 /* Of another name, of another form, with something else in it; and of a run that is alive. */
 static void test_not_left_by_killed_runs(void **state)
 {
-    static const char *const folders[] = {"mm.tmp-1-00000000", "m.tmp-1-0000000",
-                                          "m.tmp-1-000000000", "m.tmp-1-0000000g",
-                                          "m.tmp--00000000",   "m.tmp-1a-00000000",
-                                          "m.tmp-1-00000000~", "m.tmp-2-00000000",
-                                          "m.tmp-3-00000000",  "one.safetensors.tmp-1-00000000"};
+    static const char *const folders[] = {
+        "mm.tmp-0badb007-1-00000000", "m.tmp-0badb007-1-0000000",
+        "m.tmp-0badb007-1-000000000", "m.tmp-0badb007-1-0000000g",
+        "m.tmp-0badb007--00000000",   "m.tmp-0badb007-1a-00000000",
+        "m.tmp-0badb007-1-00000000~", "m.tmp-0badb007-2-00000000",
+        "m.tmp-0badb007-3-00000000",  "m.tmp-0badb00-1-00000000",
+        "m.tmp-1-00000000",           "one.safetensors.tmp-0badb007-1-00000000"};
     char path[512], before[1024], byte;
     struct hr_synth_params params = small(path);
     int pipe_fds[2];
@@ -444,11 +494,16 @@ static void test_not_left_by_killed_runs(void **state)
     snprintf(path, sizeof(path), "%s", scratch("m"));
     for (size_t i = 0; i < HR_ARRAY_SIZE(folders); i++)
         scratch_folder(scratch("%s", folders[i]));
-    scratch_text(scratch("m.tmp-2-00000000/config.json"), "{}");
-    scratch_text(scratch("m.tmp-2-00000000/notes.txt"), "mine");
-    scratch_folder(scratch("m.tmp-3-00000000/a.safetensors"));
-    scratch_text(scratch("m.tmp-4-00000000"), "a file");
-    assert_int_equal(symlink("m.tmp-2-00000000", scratch("m.tmp-5-00000000")), 0);
+    scratch_text(scratch("m.tmp-0badb007-2-00000000/config.json"), "{}");
+    scratch_text(scratch("m.tmp-0badb007-2-00000000/notes.txt"), "mine");
+    scratch_folder(scratch("m.tmp-0badb007-3-00000000/a.safetensors"));
+    scratch_text(scratch("m.tmp-0badb007-4-00000000"), "a file");
+    assert_int_equal(symlink("m.tmp-0badb007-2-00000000", scratch("m.tmp-0badb007-5-00000000")), 0);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(folders); i++) /* not kept for its age */
+        set_age(scratch("%s", folders[i]), 3700);
+    set_age(scratch("m.tmp-0badb007-2-00000000/config.json"), 3700);
+    set_age(scratch("m.tmp-0badb007-2-00000000/notes.txt"), 3700);
+    set_age(scratch("m.tmp-0badb007-4-00000000"), 3700);
     assert_int_equal(pipe(pipe_fds), 0);
     const pid_t pid = start_synth(params.path, wait_to_be_killed, &pipe_fds[1]);
 
@@ -456,10 +511,12 @@ static void test_not_left_by_killed_runs(void **state)
     snprintf(before, sizeof(before), "m %s", scratch_list(scratch("%s", "")));
     assert_works(hr_synth(&params, &err));
     assert_string_equal(scratch_list(scratch("%s", "")), before);
-    assert_string_equal(scratch_list(scratch("m.tmp-2-00000000")), "config.json notes.txt ");
+    assert_string_equal(scratch_list(scratch("m.tmp-0badb007-2-00000000")),
+                        "config.json notes.txt ");
     params.path = scratch("one.safetensors");
     assert_works(hr_synth(&params, &err));
-    assert_non_null(strstr(scratch_list(scratch("%s", "")), "one.safetensors.tmp-1-00000000 "));
+    assert_non_null(
+        strstr(scratch_list(scratch("%s", "")), "one.safetensors.tmp-0badb007-1-00000000 "));
     assert_int_equal(kill(pid, SIGKILL), 0);
     wait_for_kill(pid);
     close(pipe_fds[0]);
@@ -483,6 +540,7 @@ int main(void)
         scratch_test(test_cancel),
         scratch_test(test_write_error),
         scratch_test(test_killed),
+        scratch_test(test_of_another_kernel),
         scratch_test(test_not_left_by_killed_runs),
     };
 
