@@ -309,6 +309,9 @@ static int prepare(struct hr_rates *rates, struct table *t)
 
     t->n = hr_rates_list(rates, t->rates, t->works);
     r = hr_rates_calibrate_disk(rates);
+    for (uint32_t i = 0; i < t->n && r == 0; i++) /* what cannot be computed is said here */
+        if (t->works[i].kind == HR_WORK_ATTENTION)
+            r = hr_gpu_attention_prepare(rates->gpu, &t->works[i].attention, rates->err);
     for (uint32_t i = 0; i < t->n && r == 0; i++) {
         const int kind = t->works[i].kind;
 

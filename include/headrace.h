@@ -780,8 +780,8 @@ enum hr_rate_unit {
 
 /* One kind of work. Values are of the turns: their median, the least and the most. */
 struct hr_rate {
-    char
-        name[64]; /* such as "disk alone", "MLP up, 4096 x 3072 -> 12288"; unique up to its comma */
+    /* Such as "disk alone", "MLP up, 4096 x 3072 -> 12288"; unique up to its comma. */
+    char name[64];
     enum hr_rate_unit unit;
     const char *not_measured; /* why there are no values; NULL: there are                    */
     double median, low, high;
@@ -801,15 +801,14 @@ struct hr_rates_params {
     uint32_t n_turns; /* up to HR_RATES_TURNS_MAX; 0: 3 to 11, as about 30 s allow         */
     void (*progress)(void *user, uint32_t turn, uint32_t n_turns); /* before each; 0: warming up */
     void *progress_user;
-    const volatile int *cancel; /* polled; not 0: stop with -ECANCELED                       */
+    const volatile int *cancel; /* polled between operations; not 0: stop with -ECANCELED    */
 };
 
 /* The rates, in this order: copies to the device from ordinary and from registered memory and while
  * the disk reads; the disk alone, beside those copies, and with stream.io "cufile" past the host's
  * memory, where all else is measured by the first backend that works; weights of each dtype through
- * a product
- * of few tokens; a large square product, which is the peak that products and attention are compared
- * with; products at the sizes of the 20B model, and attention. */
+ * a product of few tokens; a large square product, which is the peak that products and attention
+ * are compared with; products at the sizes of the 20B model, and attention. */
 struct hr_device_rates {
     char device_name[128];
     uint32_t n_turns;
