@@ -161,7 +161,7 @@ static const struct option options[] = {
 };
 
 enum { N_OPTIONS = sizeof(options) / sizeof(options[0]) };
-_Static_assert(N_OPTIONS <= CLI_OPTIONS_MAX, "struct cli_options remembers fewer");
+_Static_assert((int) N_OPTIONS <= (int) CLI_OPTIONS_MAX, "struct cli_options remembers fewer");
 
 /* ---- values ----------------------------------------------------------------------------- */
 
