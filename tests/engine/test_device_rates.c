@@ -104,12 +104,13 @@ static void test_emulated(void **state)
     assert_string_equal(rates.rates[find("disk while")->share_of].name, "disk alone");
 }
 
-/* Next to the first backend that works; skipped where files cannot be read directly. */
+/* Next to the first backend that works, with the smallest operands, too; skipped where files cannot
+ * be read directly. */
 static void test_past_the_host(void **state)
 {
     const struct hr_rates_params params = {.device = "emulated",
                                            .n_turns = 1,
-                                           .vram_bytes = 500 * HR_MIB,
+                                           .vram_bytes = 360 * HR_MIB,
                                            .stream = {.io = "cufile", .ring_bytes = 64 * HR_MIB}};
     struct hr_error err = {0};
 
@@ -195,6 +196,8 @@ static void test_cancelled(void **state)
     (void) state;
     for (size_t i = 0; i < HR_ARRAY_SIZE(devices); i++)
         check_refused(&(struct hr_rates_params){.device = devices[i],
+                                                .ram_bytes = i == 0 ? 400 * HR_MIB : 0,
+                                                .vram_bytes = i == 0 ? 0 : 320 * HR_MIB,
                                                 .cancel = &cancel,
                                                 .progress = cancel_now},
                       -ECANCELED, "interrupted");
@@ -221,6 +224,7 @@ static void test_cut_file(void **state)
     assert_true(hr_device_rates(&rates, model.checkpoint,
                                 &(struct hr_rates_params){.device = "emulated:200",
                                                           .n_turns = 1,
+                                                          .vram_bytes = 320 * HR_MIB,
                                                           .progress = cut_at_first_turn},
                                 &err) < 0);
     if (!strstr(err.message, ".safetensors"))
