@@ -8,6 +8,9 @@
  * filled with NaN before the copy into it. So a slot that is overwritten or read too early, or
  * host memory that is given back before it was read, shows in the result.
  *
+ * What CUDA refuses of host memory that is registered, or makes expensive later, is an assertion
+ * here: memory that is registered twice, that is not registered, or still is at the end.
+ *
  * Never chosen on its own; the arithmetic is the CPU device's, bit for bit.
  */
 #include <errno.h>
@@ -20,7 +23,12 @@
 #include "gpu/device.h"
 #include "gpu/slots.h"
 
-enum { COMMANDS = 128, SLOT_BYTES_DEFAULT = 96 << 20, DELAY_MAX_US = 1000000 };
+enum {
+    COMMANDS = 128,
+    SLOT_BYTES_DEFAULT = 96 << 20,
+    DELAY_MAX_US = 1000000,
+    REGISTERED_MAX = 256,
+};
 
 struct emulated;
 struct queue;
@@ -76,6 +84,10 @@ struct queue {
     uint64_t n_asked, n_done;          /* guarded by the device's lock */
 };
 
+struct range {
+    uintptr_t begin, end;
+};
+
 struct emulated {
     struct hr_gpu gpu; /* its arena is the inner device's */
     struct hr_gpu *inner;
@@ -90,6 +102,8 @@ struct emulated {
     /* Of live slots, or weights in the ring, by ticket: how far the queues must be. used 0: still
      * staged. */
     uint64_t copied[HR_SLOTS_MAX], used[HR_SLOTS_MAX];
+    struct range registered[REGISTERED_MAX]; /* of host memory */
+    size_t n_registered;
     unsigned delay_us;
     uint64_t random;
 };
@@ -230,6 +244,7 @@ static void emulated_close(struct hr_gpu *gpu)
 {
     struct emulated *e = (struct emulated *) gpu;
 
+    hr_assert(e->n_registered == 0);
     pthread_mutex_lock(&e->lock);
     e->stop = true;
     pthread_cond_broadcast(&e->changed);
@@ -381,6 +396,31 @@ static int emulated_copy(struct hr_gpu *gpu, void *dst, const void *src, size_t 
     return ask(&((struct emulated *) gpu)->computes, &c);
 }
 
+static int emulated_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
+{
+    struct emulated *e = (struct emulated *) gpu;
+    const struct range range = {(uintptr_t) base, (uintptr_t) base + size_bytes};
+
+    hr_assert(e->n_registered < REGISTERED_MAX);
+    for (size_t i = 0; i < e->n_registered; i++)
+        hr_assert(range.end <= e->registered[i].begin || range.begin >= e->registered[i].end);
+    e->registered[e->n_registered++] = range;
+    hr_log(HR_LOG_DEBUG, "emulated device: %zu bytes of host memory are registered", size_bytes);
+    return 0;
+}
+
+static void emulated_unregister_host(struct hr_gpu *gpu, void *base)
+{
+    struct emulated *e = (struct emulated *) gpu;
+    size_t i = 0;
+
+    while (i < e->n_registered && e->registered[i].begin != (uintptr_t) base)
+        i++;
+    hr_assert(i < e->n_registered);
+    reached(&e->copies, e->copies.n_asked, true);
+    e->registered[i] = e->registered[--e->n_registered];
+}
+
 /* All of its memory is the process's. */
 static int emulated_begin_thread(struct hr_gpu *gpu)
 {
@@ -517,6 +557,8 @@ const struct hr_device_fns hr_device_emulated = {
     .scratch_bytes = emulated_scratch_bytes,
     .device_parts = emulated_device_parts,
     .begin_thread = emulated_begin_thread,
+    .register_host = emulated_register_host,
+    .unregister_host = emulated_unregister_host,
     .upload = emulated_upload,
     .download = emulated_download,
     .sync = emulated_sync,

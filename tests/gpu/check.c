@@ -105,8 +105,7 @@ struct head {
 /* A GPU reads host memory that was registered with it; so all arrays lie in one region. */
 static struct {
     unsigned char *base;
-    size_t used, n_live;
-    bool is_registered;
+    size_t used, n_live, n_devices;
 } pool;
 
 static bool is_cuda(void)
@@ -243,16 +242,15 @@ void check_done(struct hr_gpu *gpu, int rc)
     assert_int_equal(hr_gpu_sync(gpu), 0);
 }
 
-/* Of host memory a GPU reads only what was registered; that outlasts the device's closing. */
+/* Of host memory a GPU reads only what was registered, by whichever device of the process. */
 static void register_pool(struct hr_gpu *gpu)
 {
-    if (is_cuda() && !pool.is_registered) {
-        if (!pool.base)
-            check_free(check_alloc(1, 0));
-        if (hr_gpu_register_host(gpu, pool.base, POOL_BYTES) < 0)
-            fail_msg("the GPU takes no host memory: these tests cannot run");
-        pool.is_registered = true;
-    }
+    if (!is_cuda() || pool.n_devices++ > 0)
+        return;
+    if (!pool.base)
+        check_free(check_alloc(1, 0));
+    if (hr_gpu_register_host(gpu, pool.base, POOL_BYTES) < 0)
+        fail_msg("the GPU takes no host memory: these tests cannot run");
 }
 
 struct hr_gpu *check_device_open(const struct check_device *device, enum hr_dtype act,
@@ -273,4 +271,11 @@ struct hr_gpu *check_device_open(const struct check_device *device, enum hr_dtyp
     unsetenv("HEADRACE_CPU_BF16");
     register_pool(gpu);
     return gpu;
+}
+
+void check_device_close(struct hr_gpu **gpu)
+{
+    if (is_cuda() && --pool.n_devices == 0)
+        hr_gpu_unregister_host(*gpu, pool.base);
+    hr_gpu_close(gpu);
 }

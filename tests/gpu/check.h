@@ -62,5 +62,7 @@ int check_missing(void);
 void check_done(struct hr_gpu *gpu, int rc);
 struct hr_gpu *check_device_open(const struct check_device *device, enum hr_dtype act,
                                  unsigned n_threads);
+/* What it opened. */
+void check_device_close(struct hr_gpu **gpu);
 
 #endif /* HR_TESTS_GPU_CHECK_H */

@@ -7,6 +7,7 @@
  */
 #include <cuda_runtime_api.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -14,6 +15,8 @@
 #include "common/common.h"
 #include "gpu/cuda_lt.h"
 #include "tests/gpu/cuda_streams.h"
+
+enum { REGISTERED_MAX = 256 };
 
 static bool is_driver(const char *name)
 {
@@ -82,15 +85,50 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
     return cudaSuccess;
 }
 
+/* Host memory that is registered. What is wrong with it is a mistake of ours, as the runtime would
+ * say in ways that callers take for a lack of memory, or not at all. */
+static struct {
+    uintptr_t begin, end;
+} registered[REGISTERED_MAX];
+static size_t n_registered;
+
+static void misused(const char *what, const void *p)
+{
+    fprintf(stderr, "cuda_fake: host memory at %p %s\n", p, what);
+    abort();
+}
+
 cudaError_t cudaHostRegister(void *p, size_t size, unsigned int flags)
 {
+    const uintptr_t begin = (uintptr_t) p, end = begin + size;
+
     (void) flags;
-    return p && size ? cudaSuccess : cudaErrorInvalidValue;
+    if (!p || !size || n_registered == REGISTERED_MAX)
+        return cudaErrorInvalidValue;
+    for (size_t i = 0; i < n_registered; i++)
+        if (begin < registered[i].end && end > registered[i].begin)
+            misused("is registered already", p);
+    registered[n_registered].begin = begin;
+    registered[n_registered++].end = end;
+    return cudaSuccess;
 }
 
 cudaError_t cudaHostUnregister(void *p)
 {
-    return p ? cudaSuccess : cudaErrorInvalidValue;
+    size_t i = 0;
+
+    while (i < n_registered && registered[i].begin != (uintptr_t) p)
+        i++;
+    if (i == n_registered)
+        misused("is unregistered, and is not registered", p);
+    registered[i] = registered[--n_registered];
+    return cudaSuccess;
+}
+
+void hr_played_last_stream_ends(void)
+{
+    if (n_registered > 0)
+        misused("is still registered when the device is closed", (void *) registered[0].begin);
 }
 
 /* ---- products ------------------------------------------------------------------------------- */

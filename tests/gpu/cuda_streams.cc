@@ -138,6 +138,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
         if (streams[i] == stream) {
             streams.erase(streams.begin() + (long) i);
             delete stream;
+            if (streams.empty())
+                hr_played_last_stream_ends();
             return cudaSuccess;
         }
     return cudaErrorInvalidValue;

@@ -85,7 +85,7 @@ static void check_attention(struct arrays *a, enum hr_dtype act, float range,
                                        .width = d,
                                        .stride = d},
                 act == HR_DTYPE_F32 ? 2e-6 * (double) (range * range) : 0x1p-8);
-    hr_gpu_close(&gpu);
+    check_device_close(&gpu);
 }
 
 /* range 1: nearly uniform weights; range 6: one key takes nearly all, and the maximum changes from
@@ -152,7 +152,7 @@ static void test_nan(void **state)
                     fail_msg("%s %s: NaN %08x in a key: out[%zu] is %g", device.isa,
                              hr_dtype_name(act), bits, k, (double) out[k]);
             arrays_uninit(&a);
-            hr_gpu_close(&gpu);
+            check_device_close(&gpu);
         }
 }
 
@@ -174,7 +174,7 @@ static void test_same_bits(void **state)
             check_done(gpu, hr_gpu_attention(gpu, &a.p));
             if (n > 0)
                 assert_memory_equal(a.out, a.want, a.out_bytes);
-            hr_gpu_close(&gpu);
+            check_device_close(&gpu);
         }
         arrays_uninit(&a);
     }

@@ -478,7 +478,7 @@ static void test_no_other_threads(void **state)
 
             assert_int_equal(hr_gpu_linear(gpu, &p), 0);
             assert_int_equal(count_threads(), before);
-            hr_gpu_close(&gpu);
+            check_device_close(&gpu);
         }
 }
 
@@ -523,7 +523,7 @@ static void test_signals(void **state)
             assert_int_equal(hr_gpu_linear(gpu, &p), 0);
         setitimer(ITIMER_REAL, &never, NULL);
         sigaction(SIGALRM, &before, NULL);
-        hr_gpu_close(&gpu);
+        check_device_close(&gpu);
     }
     assert_true(n_signals > 0);
     assert_int_equal(n_elsewhere, 0);

@@ -3,10 +3,13 @@
  */
 #include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -156,13 +159,87 @@ static void test_failure_is_kept(void **state)
     hr_gpu_close(&gpu);
 }
 
+/* The last line about it, and how many there were. */
+struct lines {
+    char last[200];
+    int n;
+};
+
+static void on_log(void *user, enum hr_log_level level, const char *message)
+{
+    struct lines *lines = user;
+
+    if (level != HR_LOG_DEBUG || !strstr(message, "registered"))
+        return;
+    snprintf(lines->last, sizeof(lines->last), "%s", message);
+    lines->n++;
+}
+
+/* Dies of an assertion as its last act. */
+static void expect_assertion(void (*misuse)(struct hr_gpu *gpu))
+{
+    const pid_t pid = fork();
+    int status = 0;
+
+    if (pid == 0) {
+        struct hr_gpu *gpu = open_device("emulated", 4096, 0);
+
+        signal(SIGABRT, SIG_DFL); /* not cmocka's */
+        (void) !freopen("/dev/null", "w", stderr);
+        misuse(gpu);
+        _exit(0);
+    }
+    assert_true(pid > 0 && waitpid(pid, &status, 0) == pid);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+}
+
+static unsigned char host_memory[3 * 4096];
+
+static void register_overlapping(struct hr_gpu *gpu)
+{
+    hr_gpu_register_host(gpu, host_memory, 4097);
+    hr_gpu_register_host(gpu, host_memory + 4096, 4096);
+}
+
+static void unregister_inner(struct hr_gpu *gpu)
+{
+    hr_gpu_register_host(gpu, host_memory, 8192);
+    hr_gpu_unregister_host(gpu, host_memory + 4096);
+}
+
+static void close_registered(struct hr_gpu *gpu)
+{
+    hr_gpu_register_host(gpu, host_memory, 4096);
+    hr_gpu_close(&gpu);
+}
+
+/* Ranges side by side, given back in any order; what a GPU would not bear is an assertion. */
+static void test_registered(void **state)
+{
+    struct hr_gpu *gpu = open_device("emulated", 4096, 0);
+    struct lines lines = {.n = 0};
+
+    (void) state;
+    hr_log_set(on_log, &lines, HR_LOG_DEBUG);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(hr_gpu_register_host(gpu, host_memory + 4096 * i, 4096), 0);
+    for (unsigned i = 0; i < 3; i++)
+        hr_gpu_unregister_host(gpu, host_memory + 4096 * i);
+    hr_log_set(NULL, NULL, HR_LOG_WARN);
+    assert_int_equal(lines.n, 3);
+    assert_string_equal(lines.last, "emulated device: 4096 bytes of host memory are registered");
+    hr_gpu_close(&gpu);
+    expect_assertion(register_overlapping);
+    expect_assertion(unregister_inner);
+    expect_assertion(close_registered);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_no_room),
-        cmocka_unit_test(test_names),
-        cmocka_unit_test(test_failure_is_kept),
+        cmocka_unit_test(test_same_bits),  cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_names),      cmocka_unit_test(test_failure_is_kept),
+        cmocka_unit_test(test_registered),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -182,7 +182,7 @@ static void devices_open(struct devices *d, enum hr_dtype act)
 static void devices_close(struct devices *d)
 {
     while (d->n > 0)
-        hr_gpu_close(&d->gpu[--d->n]);
+        check_device_close(&d->gpu[--d->n]);
 }
 
 static void check_shape(struct devices *d, struct check_rng *rng, const struct hr_linear *shape,
@@ -307,7 +307,7 @@ static void test_same_bits(void **state)
                 memcpy(l[i].want, l[i].out, l[i].out_bytes);
             assert_memory_equal(l[i].out, l[i].want, l[i].out_bytes);
         }
-        hr_gpu_close(&gpu);
+        check_device_close(&gpu);
     }
     for (size_t i = 0; i < HR_ARRAY_SIZE(l); i++)
         layer_uninit(&l[i]);
@@ -360,7 +360,7 @@ static void test_extras(void **state)
         layer_uninit(&l);
     }
     check_free(one);
-    hr_gpu_close(&gpu);
+    check_device_close(&gpu);
 }
 
 /* A few tokens together: each has the bits that it has alone, whatever its company. */
@@ -395,7 +395,7 @@ static void test_tokens_are_independent(void **state)
             }
             assert_memory_equal(l.out, l.want, l.out_bytes);
             layer_uninit(&l);
-            hr_gpu_close(&gpu);
+            check_device_close(&gpu);
         }
 }
 
@@ -420,7 +420,7 @@ static void test_many_shapes(void **state)
         check_layer(&l, gpu, &device);
         layer_uninit(&l);
     }
-    hr_gpu_close(&gpu);
+    check_device_close(&gpu);
 }
 
 int main(void)

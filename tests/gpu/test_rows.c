@@ -26,7 +26,7 @@ static void for_each_isa(void (*fn)(struct hr_gpu *gpu, const char *isa, enum hr
         struct hr_gpu *gpu = check_device_open(&device, act, 2);
 
         fn(gpu, device.isa, act, &rng);
-        hr_gpu_close(&gpu);
+        check_device_close(&gpu);
     }
 }
 
