@@ -82,7 +82,9 @@ static int bind_symbols(struct hr_dnn_fns *fns, void *library, struct hr_error *
         void *symbol = dlsym(library, symbols[i].name);
 
         if (!symbol)
-            return hr_error_set(err, -ENODEV, "cuda: cuDNN has no %s; version 9 is needed",
+            return hr_error_set(err, -ENODEV,
+                                "cuda: cuDNN has no %s; version 9 is needed; install pip's "
+                                "nvidia-cudnn-cu13 (or -cu12), or use --attention own",
                                 symbols[i].name);
         memcpy((char *) fns + symbols[i].at, &symbol, sizeof(symbol));
     }

@@ -108,6 +108,14 @@ static void test_absent(void **state)
     hr_gpu_close(&gpu);
 }
 
+/* Run where another library has the name. */
+static void test_other(void **state)
+{
+    (void) state;
+    check_refused(&by_dnn, "cuda: cuDNN has no cudnnGetCudartVersion; version 9 is needed; "
+                           "install pip's nvidia-cudnn-cu13 (or -cu12), or use --attention own");
+}
+
 static void test_devices(void **state)
 {
     struct hr_gpu_params params = by_dnn;
@@ -250,7 +258,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_described), cmocka_unit_test(test_cancelled),
     };
     const struct CMUnitTest absent[] = {cmocka_unit_test(test_absent)};
+    const struct CMUnitTest other[] = {cmocka_unit_test(test_other)};
 
-    return argc > 1 && strcmp(argv[1], "absent") == 0 ? cmocka_run_group_tests(absent, NULL, NULL)
-                                                      : cmocka_run_group_tests(tests, NULL, NULL);
+    if (argc > 1 && strcmp(argv[1], "absent") == 0)
+        return cmocka_run_group_tests(absent, NULL, NULL);
+    if (argc > 1 && strcmp(argv[1], "other") == 0)
+        return cmocka_run_group_tests(other, NULL, NULL);
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }
