@@ -14,6 +14,8 @@ struct hr_dnn;
 enum {
     HR_DNN_VERSION_MIN = 91301, /* the first that has attention as one operation */
     HR_DNN_ALIGN = 16,          /* of all arrays, in bytes */
+    /* Of host memory for the library, its compiler and kernels: an allowance, see docs/memory.md */
+    HR_DNN_HOST_BYTES = 768 << 20,
 };
 
 /* out = softmax(Q K^T / sqrt(128)) V of hr_gpu_attention(): bf16, dense, heads side by side. */

@@ -18,9 +18,10 @@
 enum {
     SLOTS_BYTES_MAX = 128 << 20,
     SLOTS_BYTES_MIN = 32 << 20, /* the largest band of a weight */
-    /* What driver and libraries, cuDNN among them, take on the device beside our allocation: an
-     * allowance. */
+    /* What driver and libraries take on the device beside our allocation: allowances. cuDNN's
+     * where it is asked for. */
     CONTEXT_BYTES = 512 << 20,
+    DNN_CONTEXT_BYTES = 256 << 20,
     /* Of host memory for driver and libraries: an allowance. */
     HOST_BYTES = 512 << 20,
     MAJOR_MIN = 7,
@@ -163,10 +164,16 @@ static uint64_t arena_bytes_of(const struct hr_gpu_params *params)
     return hr_align_up(params->arena_bytes, HR_GPU_ARENA_STEP);
 }
 
+static uint64_t dnn_context_bytes_of(const struct hr_gpu_params *params)
+{
+    return params->attention == HR_ATTENTION_CUDNN ? DNN_CONTEXT_BYTES : 0;
+}
+
 /* As asked for; or as much as helps and the limit leaves. */
 static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
 {
-    const uint64_t others = arena_bytes_of(params) + HR_CUDA_SCRATCH_BYTES + CONTEXT_BYTES;
+    const uint64_t others = arena_bytes_of(params) + HR_CUDA_SCRATCH_BYTES + CONTEXT_BYTES +
+                            dnn_context_bytes_of(params);
     uint64_t left = SLOTS_BYTES_MAX;
 
     if (params->slot_bytes)
@@ -177,8 +184,8 @@ static uint64_t slot_bytes_of(const struct hr_gpu_params *params)
     return hr_max_u64(left, SLOTS_BYTES_MIN);
 }
 
-/* Beside the arena; all but the last lie in this order in the one allocation. */
-enum part { WEIGHTS, SUMS, CAST, LOW, PACKED, WORKSPACE, ALLOWANCE, N_PARTS };
+/* Beside the arena; all but allowances lie in this order in the one allocation. */
+enum part { WEIGHTS, SUMS, CAST, LOW, PACKED, WORKSPACE, ALLOWANCE, DNN_ALLOWANCE, N_PARTS };
 
 static uint32_t cuda_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts)
 {
@@ -188,17 +195,18 @@ static uint32_t cuda_device_parts(const struct hr_gpu_params *params, struct hr_
         [CAST] = {"scratch", "rows of weights, cast", HR_CUDA_CAST_BYTES},
         [LOW] = {"scratch", "rows of LoRAs", HR_CUDA_LOW_BYTES},
         [PACKED] = {"scratch", "rows of inputs, packed", HR_CUDA_PACKED_BYTES},
-        [WORKSPACE] = {"scratch", "cuBLASLt's workspace", HR_CUDA_WORKSPACE_BYTES},
+        [WORKSPACE] = {"scratch", "workspace of cuBLASLt and cuDNN", HR_CUDA_WORKSPACE_BYTES},
         [ALLOWANCE] = {"driver and libraries", "driver and libraries", CONTEXT_BYTES},
+        [DNN_ALLOWANCE] = {"driver and libraries", "cuDNN", dnn_context_bytes_of(params)},
     };
     memcpy(ret_parts, parts, sizeof(parts));
-    return N_PARTS;
+    return parts[DNN_ALLOWANCE].size_bytes > 0 ? N_PARTS : DNN_ALLOWANCE;
 }
 
 static uint64_t cuda_scratch_bytes(const struct hr_gpu_params *params)
 {
-    (void) params; /* layers are cut into parts of bounded size */
-    return HOST_BYTES;
+    /* Layers are cut into parts of bounded size. */
+    return HOST_BYTES + (params->attention == HR_ATTENTION_CUDNN ? HR_DNN_HOST_BYTES : 0);
 }
 
 static int error_memory(cudaError_t e, const struct hr_gpu_params *params, struct hr_error *err)

@@ -189,6 +189,29 @@ static void test_refusals(void **state)
     assert_int_equal(ask("hr_fake_live"), 0);
 }
 
+/* What the library takes for itself counts, but only where it is used. */
+static void test_allowances(void **state)
+{
+    struct hr_gpu_params params = by_dnn;
+    struct hr_gpu_part parts[HR_GPU_PARTS_MAX];
+    const uint64_t host_bytes = hr_gpu_scratch_bytes(&params);
+    const uint32_t n = hr_gpu_device_parts(&params, parts);
+    uint64_t bytes, own_bytes, tight_bytes;
+
+    (void) state;
+    assert_string_equal(parts[n - 1].name, "cuDNN");
+    assert_int_equal(hr_gpu_device_bytes(&params, &bytes, NULL), 0);
+    params.vram_bytes = bytes - HR_MIB; /* slots shrink to fit */
+    assert_int_equal(hr_gpu_device_bytes(&params, &tight_bytes, NULL), 0);
+    assert_int_equal(tight_bytes, params.vram_bytes);
+    params.vram_bytes = 0;
+    params.attention = HR_ATTENTION_OWN;
+    assert_int_equal(hr_gpu_device_parts(&params, parts), n - 1);
+    assert_int_equal(hr_gpu_device_bytes(&params, &own_bytes, NULL), 0);
+    assert_true(own_bytes < bytes);
+    assert_int_equal(host_bytes - hr_gpu_scratch_bytes(&params), HR_DNN_HOST_BYTES);
+}
+
 /* A shape is compiled once, and again only after 64 others; nothing is left behind. */
 static void test_kept(void **state)
 {
@@ -253,9 +276,10 @@ static void test_cancelled(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_libraries), cmocka_unit_test(test_devices),
-        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_kept),
-        cmocka_unit_test(test_described), cmocka_unit_test(test_cancelled),
+        cmocka_unit_test(test_libraries),  cmocka_unit_test(test_devices),
+        cmocka_unit_test(test_refusals),   cmocka_unit_test(test_kept),
+        cmocka_unit_test(test_described),  cmocka_unit_test(test_cancelled),
+        cmocka_unit_test(test_allowances),
     };
     const struct CMUnitTest absent[] = {cmocka_unit_test(test_absent)};
     const struct CMUnitTest other[] = {cmocka_unit_test(test_other)};

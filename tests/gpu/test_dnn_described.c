@@ -2,7 +2,8 @@
 /* test_dnn_described.c -- the real cuDNN, where it is installed, on a machine that need have no
  * GPU: whether it takes our graph of attention, ranks an engine that we accept and compiles its
  * kernel, for devices that are described to it; and, so that this means something, that it has none
- * for a device without bf16. Nothing runs.
+ * for a device without bf16. Nothing runs. Its memory of the host is compared with what budgets
+ * allow it.
  *
  * 77 where it is not found: LD_LIBRARY_PATH names the folders of libcudnn.so.9 and libcublasLt.
  */
@@ -52,6 +53,7 @@ int main(void)
         {129, 33, 3},
         {1, 1, 1},
     };
+    const uint64_t before_bytes = hr_memory_now().peak_bytes;
     struct hr_error err = {0};
     int n_failed = 0;
 
@@ -84,5 +86,9 @@ int main(void)
         err = (struct hr_error){0};
         hr_dnn_close(&dnn);
     }
-    return n_failed ? 1 : 0;
+    const uint64_t bytes = hr_memory_now().peak_bytes - before_bytes;
+
+    printf("memory of the host: %llu MiB, allowed %llu\n", hr_mib(bytes),
+           hr_mib(HR_DNN_HOST_BYTES));
+    return n_failed || bytes > HR_DNN_HOST_BYTES ? 1 : 0;
 }
