@@ -11,12 +11,14 @@
  *     create   no handle                         random     the first engine alone
  *     compile  engines do not compile            large      the second engine alone
  *     execute  it fails when it runs             reason     as operation, with an odd message
+ *     slow     kernels take long to compile      newer      a later version
  */
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "gpu/cuda_dnn_abi.h"
 
@@ -35,9 +37,12 @@ DECLARE(BackendFinalize);
 DECLARE(BackendSetAttribute);
 DECLARE(BackendGetAttribute);
 DECLARE(BackendExecute);
-/* For tests: descriptors that live, plans that were made. */
+/* For tests: descriptors that live, plans that were made; and of plans that are no more, for as
+ * many queries as keys, how many ran at all and how many a single time. */
 int hr_fake_live(void);
 int hr_fake_compiled(void);
+int hr_fake_used(void);
+int hr_fake_used_once(void);
 
 enum {
     BAD_PARAM = 2000,
@@ -48,6 +53,7 @@ enum {
     ATTRIBUTES_MAX = 12,
     TENSORS = 5,
     WORKSPACE_BYTES = 4096,
+    SLOW_US = 60000,
 };
 
 struct value {
@@ -62,6 +68,7 @@ struct descriptor {
     struct value values[ATTRIBUTES_MAX];
     int n_values;
     int engine; /* of engine configurations: 1, 2, 3 */
+    int n_runs; /* of plans */
     const struct descriptor *graph;
 };
 
@@ -70,7 +77,7 @@ struct handle {
 };
 
 static char last[128];
-static int live, compiled;
+static int live, compiled, used, used_once;
 
 int hr_fake_live(void)
 {
@@ -80,6 +87,16 @@ int hr_fake_live(void)
 int hr_fake_compiled(void)
 {
     return compiled;
+}
+
+int hr_fake_used(void)
+{
+    return used;
+}
+
+int hr_fake_used_once(void)
+{
+    return used_once;
 }
 
 static bool is_wrong(const char *word)
@@ -100,7 +117,7 @@ static int fail(int status, const char *message)
 
 size_t cudnnGetVersion(void)
 {
-    return is_wrong("old") ? 91002 : 92801;
+    return is_wrong("old") ? 91002 : is_wrong("newer") ? 92900 : 92801;
 }
 
 size_t cudnnGetCudartVersion(void)
@@ -238,7 +255,11 @@ int cudnnBackendCreateDescriptor(int kind, void **descriptor)
 
 int cudnnBackendDestroyDescriptor(void *descriptor)
 {
+    const struct descriptor *d = (const struct descriptor *) descriptor;
+
     live--;
+    used += d->n_runs > 0;
+    used_once += d->n_runs == 1;
     memset(descriptor, 0xff, sizeof(struct descriptor));
     free(descriptor);
     return HR_DNN_SUCCESS;
@@ -329,6 +350,8 @@ int cudnnBackendFinalize(void *descriptor)
     case HR_DNN_EXECUTION_PLAN:
         if (is_wrong("compile"))
             return fail(COMPILATION_FAILED, "compilationResult != NVRTC_SUCCESS");
+        if (is_wrong("slow"))
+            usleep(SLOW_US);
         good = good && config_of(d) && knows_device(d, HR_DNN_PLAN_HANDLE, HR_DNN_PLAN_DEVICEPROP);
         compiled++;
         break;
@@ -392,13 +415,13 @@ int cudnnBackendGetAttribute(void *descriptor, int attribute, int type, int64_t 
 struct array {
     const struct descriptor *tensor;
     void *data;
+    int64_t strides[4];
 };
 
 static uint16_t *element(const struct array *a, int64_t head, int64_t row, int64_t column)
 {
-    return (uint16_t *) a->data + head * number(a->tensor, HR_DNN_TENSOR_STRIDES, 1) +
-           row * number(a->tensor, HR_DNN_TENSOR_STRIDES, 2) +
-           column * number(a->tensor, HR_DNN_TENSOR_STRIDES, 3);
+    return (uint16_t *) a->data + head * a->strides[1] + row * a->strides[2] +
+           column * a->strides[3];
 }
 
 static double value_at(const struct array *a, int64_t head, int64_t row, int64_t column)
@@ -459,6 +482,8 @@ static bool take_arrays(const struct descriptor *operation, const struct descrip
 
         arrays[i].tensor = t;
         arrays[i].data = NULL;
+        for (int j = 0; t && j < 4; j++)
+            arrays[i].strides[j] = number(t, HR_DNN_TENSOR_STRIDES, j);
         for (int j = 0; t && j < TENSORS; j++)
             if (ids[j] == number(t, HR_DNN_TENSOR_UNIQUE_ID, 0))
                 arrays[i].data = data[j];
@@ -471,7 +496,7 @@ static bool take_arrays(const struct descriptor *operation, const struct descrip
 
 int cudnnBackendExecute(void *handle, void *plan, void *pack)
 {
-    const struct descriptor *p = (const struct descriptor *) plan;
+    struct descriptor *p = (struct descriptor *) plan;
     const struct descriptor *data = (const struct descriptor *) pack;
     void *const *workspace = find(data, HR_DNN_PACK_WORKSPACE, HR_DNN_TYPE_VOID_PTR, 1);
     struct array a[TENSORS];
@@ -489,6 +514,7 @@ int cudnnBackendExecute(void *handle, void *plan, void *pack)
 
     if (!row)
         return fail(EXECUTION_FAILED, "no memory");
+    p->n_runs += n_q == n_k;
     memset(*workspace, 0xff, WORKSPACE_BYTES);
     for (int64_t head = 0; head < n_heads; head++)
         for (int64_t q = 0; q < n_q; q++)
