@@ -220,8 +220,6 @@ static void add_facts(struct hr_denoise *d, const struct hr_checkpoint *checkpoi
     if (p->dit.onload_dtype == HR_ONLOAD_FP8)
         hr_resume_fact(r, "dtype of resident weights", "fp8");
     hr_resume_fact(r, "activation", "%d", (int) p->dit.activation);
-    if (p->dit.attention == HR_ATTENTION_CUDNN)
-        hr_resume_fact(r, "attention", "cudnn");
     hr_resume_fact(r, "number of blocks", "%u", p->dit.n_layers);
     hr_resume_fact(r, "zero_cond_t", "%d", (int) p->dit.zero_cond_t);
     hr_resume_fact(r, "timestep rounding", "%d", (int) p->dit.timestep_rounding);
@@ -229,6 +227,26 @@ static void add_facts(struct hr_denoise *d, const struct hr_checkpoint *checkpoi
         add_picture_facts(r, &d->pictures[i], i, joint_dim);
         add_reference_facts(r, &d->pictures[i], i);
     }
+}
+
+/* Other versions of a library have other kernels, and other bits. */
+static int add_attention_fact(struct hr_denoise *d, struct hr_error *err)
+{
+    const struct hr_dit_params *p = &d->params.dit;
+    const struct hr_gpu_params gpu_params = {
+        .device = p->device,
+        .act = p->precision == HR_PRECISION_F32 ? HR_DTYPE_F32 : HR_DTYPE_BF16,
+        .attention = p->attention,
+    };
+    char name[48];
+    int r = 0;
+
+    if (p->attention != HR_ATTENTION_CUDNN)
+        return 0;
+    r = hr_gpu_attention_name(&gpu_params, name, sizeof(name), err);
+    if (r == 0)
+        hr_resume_fact(d->resume, "kernel of attention", "%s", name);
+    return r;
 }
 
 /* LoRAs by their whole content: two of one training have the same header. */
@@ -286,7 +304,9 @@ static int go_on(struct hr_denoise *d, const struct hr_checkpoint *checkpoint, s
         return hr_error_set(err, -ENOMEM, "no memory for the state of the run");
     d->resume->folder = d->params.resume_dir;
     add_facts(d, checkpoint, joint_dim);
-    r = add_lora_facts(d, err);
+    r = add_attention_fact(d, err);
+    if (r == 0)
+        r = add_lora_facts(d, err);
     if (r < 0)
         return r;
     r = hr_resume_load(d->resume, list.data, list.n_floats, d->n_pictures, err);

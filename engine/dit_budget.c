@@ -134,8 +134,10 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
     const uint64_t ring_min =
         has_ring ? hr_stream_ring_bytes_min(dit->model.plan, dit->model.n_plan) : 0;
     const uint64_t useful = has_ring ? hr_max_u64(plan_bytes(&dit->model), ring_min) : 0;
-    const int r = hr_gpu_device_bytes(gpu_params, &b->device_bytes, err);
+    int r = hr_gpu_check(gpu_params, err);
 
+    if (r == 0)
+        r = hr_gpu_device_bytes(gpu_params, &b->device_bytes, err);
     if (r < 0)
         return r;
     char kept[80] = "";

@@ -54,6 +54,9 @@ struct hr_device_fns {
     /* See hr_gpu_attention_prepare(). NULL: nothing to do, and no attention but its own. */
     int (*attention_prepare)(struct hr_gpu *gpu, const struct hr_attention *p,
                              struct hr_error *err);
+    /* See hr_gpu_attention_name(), of another than its own. With attention_prepare. */
+    int (*attention_name)(const struct hr_gpu_params *params, char *buf, size_t buf_bytes,
+                          struct hr_error *err);
     int (*silu)(struct hr_gpu *gpu, float *out, const float *x, size_t n);
     int (*flag_nonfinite)(struct hr_gpu *gpu, uint32_t *flag, const float *x, size_t n);
     int (*to_f32)(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);

@@ -115,25 +115,41 @@ static int check_attention(const struct hr_device_fns *fns, const struct hr_gpu_
                         why->code ? "" : "the device is ", why->code ? why->message : fns->name);
 }
 
+/* The device, its name resolved, and why not a GPU where that was our choice. */
+static int choose(const struct hr_device_fns **ret_fns, struct hr_gpu_params *params,
+                  struct hr_error *why, struct hr_error *err)
+{
+    params->device = resolve(params->device);
+    *ret_fns = device_find(params, why);
+    if (!*ret_fns)
+        return error_unknown_device(params->device, err);
+    if (params->n_threads > HR_GPU_THREADS_MAX)
+        return hr_error_set(err, -EINVAL, "%u threads: the device takes at most %d",
+                            params->n_threads, HR_GPU_THREADS_MAX);
+    const int r = check_ring(*ret_fns, params, err);
+
+    return r < 0 ? r : check_attention(*ret_fns, params, why, err);
+}
+
+int hr_gpu_check(const struct hr_gpu_params *params, struct hr_error *err)
+{
+    struct hr_gpu_params resolved = *params;
+    const struct hr_device_fns *fns;
+    struct hr_error why = {0};
+
+    return choose(&fns, &resolved, &why, err);
+}
+
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err)
 {
     struct hr_gpu_params resolved = *params;
+    const struct hr_device_fns *fns;
     struct hr_error why = {0};
     struct hr_gpu *gpu = NULL;
     int rc;
 
     hr_assert(params->act == HR_DTYPE_BF16 || params->act == HR_DTYPE_F32);
-    resolved.device = resolve(params->device);
-    const struct hr_device_fns *fns = device_find(&resolved, &why);
-
-    if (!fns)
-        return error_unknown_device(resolved.device, err);
-    if (params->n_threads > HR_GPU_THREADS_MAX)
-        return hr_error_set(err, -EINVAL, "%u threads: the device takes at most %d",
-                            params->n_threads, HR_GPU_THREADS_MAX);
-    rc = check_ring(fns, params, err);
-    if (rc == 0)
-        rc = check_attention(fns, params, &why, err);
+    rc = choose(&fns, &resolved, &why, err);
     if (rc == 0)
         rc = fns->open(&gpu, &resolved, err);
     if (rc < 0)
@@ -158,6 +174,22 @@ void hr_gpu_close(struct hr_gpu **gpu)
 const char *hr_gpu_name(const struct hr_gpu *gpu)
 {
     return gpu->name;
+}
+
+int hr_gpu_attention_name(const struct hr_gpu_params *params, char *buf, size_t buf_bytes,
+                          struct hr_error *err)
+{
+    struct hr_gpu_params resolved = *params;
+    const struct hr_device_fns *fns;
+    struct hr_error why = {0};
+    const int r = choose(&fns, &resolved, &why, err);
+
+    if (r < 0)
+        return r;
+    if (params->attention == HR_ATTENTION_CUDNN)
+        return fns->attention_name(&resolved, buf, buf_bytes, err);
+    snprintf(buf, buf_bytes, "own");
+    return 0;
 }
 
 uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params)

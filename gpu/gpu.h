@@ -63,8 +63,16 @@ struct hr_gpu_params {
 /* @return 0; -ENODEV no such device, -ENOMEM, -EINVAL n_threads out of range, -EAGAIN the system
  * has no more threads, -EOPNOTSUPP a ring on a device that computes in the host's memory */
 int hr_gpu_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *params, struct hr_error *err);
+/* Whether hr_gpu_open() would refuse what is asked of the device, whatever this machine has: a name
+ * that none has, threads, a ring, attention. @return 0, or as hr_gpu_open() */
+int hr_gpu_check(const struct hr_gpu_params *params, struct hr_error *err);
 void hr_gpu_close(struct hr_gpu **gpu);
 const char *hr_gpu_name(const struct hr_gpu *gpu); /* "cpu (oneDNN 2.6.0, 2 threads, avx512)" */
+
+/* What computes attention, before hr_gpu_open(), in words that change with its bits: "own", or
+ * "cudnn 9.28.1", for which the library is loaded. @return 0, or -ENODEV as hr_gpu_open() */
+int hr_gpu_attention_name(const struct hr_gpu_params *params, char *buf, size_t buf_bytes,
+                          struct hr_error *err);
 
 /* ---- memory ------------------------------------------------------------------------- */
 

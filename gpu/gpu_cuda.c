@@ -157,6 +157,23 @@ static int cuda_probe(const struct hr_gpu_params *params, struct hr_error *err)
     return find_device(params, &ordinal, &prop, err);
 }
 
+static void name_dnn(char *buf, size_t buf_bytes, const char *word)
+{
+    const unsigned v = hr_dnn_version();
+
+    snprintf(buf, buf_bytes, "%s %u.%u.%u", word, v / 10000, v / 100 % 100, v % 100);
+}
+
+static int cuda_attention_name(const struct hr_gpu_params *params, char *buf, size_t buf_bytes,
+                               struct hr_error *err)
+{
+    const int r = cuda_probe(params, err);
+
+    if (r == 0)
+        name_dnn(buf, buf_bytes, "cudnn");
+    return r;
+}
+
 /* ---- memory --------------------------------------------------------------------------------- */
 
 static uint64_t arena_bytes_of(const struct hr_gpu_params *params)
@@ -327,11 +344,11 @@ static int set_up(struct hr_cuda *cuda, const struct hr_gpu_params *params, stru
 /* What computes, with versions: "cuda:0 (NVIDIA H100, sm_90, cuBLASLt 13.1, cuDNN 9.28.1)" */
 static void name_device(struct hr_cuda *cuda, const struct cudaDeviceProp *prop)
 {
-    const unsigned lt = hr_lt_version(), dnn = cuda->dnn ? hr_dnn_version() : 0;
+    const unsigned lt = hr_lt_version();
     char text[32] = "";
 
     if (cuda->dnn)
-        snprintf(text, sizeof(text), ", cuDNN %u.%u.%u", dnn / 10000, dnn / 100 % 100, dnn % 100);
+        name_dnn(text, sizeof(text), ", cuDNN");
     snprintf(cuda->gpu.name, sizeof(cuda->gpu.name), "cuda:%d (%.40s, sm_%d%d, cuBLASLt %u.%u%s)",
              cuda->ordinal, prop->name, prop->major, prop->minor, lt / 10000, lt / 100 % 100, text);
 }
@@ -567,6 +584,7 @@ const struct hr_device_fns hr_device_cuda = {
     .qk_norm_rope = hr_cuda_op_qk_norm_rope,
     .attention = hr_cuda_op_attention,
     .attention_prepare = hr_cuda_op_attention_prepare,
+    .attention_name = cuda_attention_name,
     .silu = hr_cuda_op_silu,
     .flag_nonfinite = hr_cuda_op_flag_nonfinite,
     .to_f32 = hr_cuda_op_to_f32,

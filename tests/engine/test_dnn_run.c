@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_dnn_run.c -- runs with attention by cuDNN: what a forecast times. Over the
- * library of tests/gpu/dnn_fake/, on the played device. */
+/* test_dnn_run.c -- runs with attention by cuDNN: what a forecast times, and which run goes on.
+ * Over the library of tests/gpu/dnn_fake/, on the played device. */
 #include <dlfcn.h>
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,7 +13,7 @@
 
 #include "tests/engine/model_fixture.h"
 
-enum { H = 6, W = 10, JOINT = 96, N_TEXT = 4 };
+enum { H = 6, W = 10, N = HR_LATENT_CHANNELS * H * W, JOINT = 96, N_TEXT = 4 };
 
 static struct model_fixture model;
 
@@ -66,10 +67,83 @@ static void test_forecast(void **state)
     assert_int_equal(ask("hr_fake_used_once"), 0);
 }
 
+/* Two steps, kept in a folder. @return as hr_denoise_open() and hr_denoise_run() */
+static int denoise(const char *folder, enum hr_attention_by attention, const char *library,
+                   struct hr_error *err)
+{
+    static float out[N];
+    const struct hr_denoise_params params = {
+        .n_steps = 2, .resume_dir = folder, .dit.attention = attention};
+    const struct hr_picture picture = {.inputs = model.inputs};
+    struct hr_denoise *d = NULL;
+    float *latents = out;
+
+    setenv("HEADRACE_TEST_CUDNN", library, 1);
+    int r = hr_denoise_open(&d, model.checkpoint, &params, &picture, 1, err);
+
+    if (r == 0)
+        r = hr_denoise_run(d, &latents, err);
+    hr_denoise_close(&d);
+    unsetenv("HEADRACE_TEST_CUDNN");
+    return r;
+}
+
+static void expect_refused(const char *folder, enum hr_attention_by attention, const char *library,
+                           const char *words)
+{
+    struct hr_error err = {0};
+
+    assert_int_equal(denoise(folder, attention, library, &err), -EINVAL);
+    if (!strstr(err.message, words))
+        fail_msg("\"%s\" does not say \"%s\"", err.message, words);
+}
+
+/* Another kernel gives other bits, and so does another version of the library. */
+static void test_resume(void **state)
+{
+    char folder[128];
+    struct hr_error err = {0};
+
+    (void) state;
+    snprintf(folder, sizeof(folder), "%s/resume-cudnn", model.folder);
+    for (int i = 0; i < 2; i++)
+        if (denoise(folder, HR_ATTENTION_CUDNN, "", &err) < 0)
+            fail_msg("%s", err.message);
+    expect_refused(folder, HR_ATTENTION_CUDNN, "newer",
+                   "another kernel of attention: cudnn 9.28.1, now cudnn 9.29.0");
+    expect_refused(folder, HR_ATTENTION_OWN, "",
+                   "had a kernel of attention: cudnn 9.28.1, now none");
+    snprintf(folder, sizeof(folder), "%s/resume-own", model.folder);
+    if (denoise(folder, HR_ATTENTION_OWN, "", &err) < 0)
+        fail_msg("%s", err.message);
+    expect_refused(folder, HR_ATTENTION_CUDNN, "",
+                   "another kernel of attention: none, now cudnn 9.28.1");
+}
+
+/* Where it cannot be had, not even what it is can be told. */
+static void test_resume_without(void **state)
+{
+    const struct hr_denoise_params params = {
+        .n_steps = 2,
+        .resume_dir = model.folder,
+        .dit = {.device = "cpu", .attention = HR_ATTENTION_CUDNN},
+    };
+    const struct hr_picture picture = {.inputs = model.inputs};
+    struct hr_denoise *d = NULL;
+    struct hr_error err = {0};
+
+    (void) state;
+    assert_int_equal(hr_denoise_open(&d, model.checkpoint, &params, &picture, 1, &err), -ENODEV);
+    assert_string_equal(err.message, "attention by cuDNN needs an NVIDIA GPU, or use --attention "
+                                     "own: the device is cpu");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forecast),
+        cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_resume_without),
     };
 
     return cmocka_run_group_tests(tests, open_model, close_model);

@@ -283,9 +283,9 @@ static void test_map(void **state)
 static void test_refusals(void **state)
 {
     const struct hr_dit_params too_small[] = {
-        {.ram_bytes = 40 << 20},
-        {.precision = (enum hr_precision) 7},
-        {.n_layers = 9},
+        {.ram_bytes = 40 << 20}, {.precision = (enum hr_precision) 7},
+        {.n_layers = 9},         {.device = "cpu", .attention = HR_ATTENTION_CUDNN},
+        {.device = "none"},
     };
 
     (void) state;
