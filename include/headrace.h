@@ -555,12 +555,13 @@ enum hr_onload_dtype {
                         ram_bytes and what the process holds, and so do the bits of the result   */
 };
 
+/* What a part of memory holds. */
 enum hr_memory_kind {
     HR_MEMORY_ACTIVATIONS,
     HR_MEMORY_SCALES,  /* of weights; `name` is the weight's            */
     HR_MEMORY_LORA,    /* matrices, by their names in the file, scales and room to apply them */
     HR_MEMORY_WEIGHTS, /* that stay on a GPU                            */
-    HR_MEMORY_DEVICE,  /* what else a GPU takes: slots, scratch, an allowance for its driver */
+    HR_MEMORY_DEVICE,  /* what else a GPU takes: slots, scratch, allowances for its driver */
 };
 
 /* A part of the one arena, or of a GPU's other memory. */
@@ -601,7 +602,7 @@ struct hr_dit_params {
     uint32_t n_threads; /* 0: one for each CPU that this process may use                    */
     enum hr_precision precision;
     enum hr_activation activation;
-    enum hr_attention_by attention;
+    enum hr_attention_by attention; /* CUDNN: on a GPU alone, -ENODEV elsewhere                 */
     enum hr_switch zero_cond_t;     /* AUTO: from config.json or the marker tensor              */
     const struct hr_states *states; /* which weights stay in memory and which are streamed; borrowed
                                        during open; NULL: the library's choice, as for weights that
