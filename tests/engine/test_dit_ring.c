@@ -143,6 +143,51 @@ static void test_refused(void **state)
     hr_manifest_close(&manifest);
 }
 
+static uint64_t registered_bytes;
+static unsigned n_registered;
+
+static void count_registered(void *user, enum hr_log_level level, const char *line)
+{
+    const char *what = strstr(line, " bytes of host memory are registered");
+    const char *number = strstr(line, "device: ");
+
+    (void) user;
+    (void) level;
+    if (what && number) {
+        registered_bytes += strtoull(number + strlen("device: "), NULL, 10);
+        n_registered++;
+    }
+}
+
+/* The ring when the model is opened, and weights that stay once they are there. */
+static void test_registered(void **state)
+{
+    const struct hr_dit_params params = {.device = "emulated",
+                                         .n_forwards = 3,
+                                         .ram_bytes = 900 * HR_MIB,
+                                         .stream = {.ring_bytes = 4 << 20}};
+    static float velocity[N_VELOCITY];
+    float *velocities[] = {velocity};
+    struct hr_dit_stats stats;
+    struct hr_error err = {0};
+
+    (void) state;
+    registered_bytes = n_registered = 0;
+    hr_log_set(count_registered, NULL, HR_LOG_DEBUG);
+    struct hr_dit *dit = model_fixture_dit(&model, &params);
+
+    assert_int_equal(registered_bytes, 4 << 20);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(n_registered, i < 2 ? 1 : 2);
+        assert_int_equal(hr_dit_forward(dit, &model.inputs, velocities, &err), 0);
+    }
+    hr_dit_get_stats(dit, &stats);
+    assert_true(stats.resident_bytes > 0);
+    assert_int_equal(registered_bytes, (4 << 20) + stats.resident_bytes);
+    hr_dit_close(&dit);
+    hr_log_set(NULL, NULL, HR_LOG_WARN);
+}
+
 /* A disk that never answers, and does when all is closed: what it writes into must be there still.
  * @return exit status */
 static int hang_and_write_later(void)
@@ -231,7 +276,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_late_writes), /* its third read hangs, counted from the start */
         cmocka_unit_test(test_same_bits),   cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_budget),      cmocka_unit_test(test_forecast),
+        cmocka_unit_test(test_registered),  cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_forecast),
     };
 
     return cmocka_run_group_tests_name("dit_ring", tests, open_model, close_model);
