@@ -179,6 +179,22 @@ unsigned hr_n_cpus(void);
 int hr_thread_start(pthread_t *ret_thread, const char *name, size_t stack_bytes,
                     void *(*fn)(void *), void *arg);
 
+/* ---- libraries that are looked for when they are wanted --------------------------------- */
+
+/* A function of a library, and where its address goes in a table of pointers. */
+struct hr_symbol {
+    const char *name;
+    size_t at;
+    bool is_optional; /* NULL where it is not there */
+};
+
+/* The first of these that can be loaded. A name without a folder is looked for as the linker does:
+ * LD_LIBRARY_PATH, and what is loaded already, come first. @return NULL: none */
+void *hr_library_open(const char *const *names, size_t n);
+/* Fill in the table. @return NULL, or the name of a function that is missing: the table is then of
+ * no use */
+const char *hr_library_bind(void *library, void *table, const struct hr_symbol *symbols, size_t n);
+
 /* ---- /proc and /sys ------------------------------------------------------------------- */
 
 /* First line of the file whose path is made as by printf, less white space around it.

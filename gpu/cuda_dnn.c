@@ -51,17 +51,14 @@ struct hr_dnn {
 
 static struct hr_dnn_fns dnn; /* filled once, by the first load that succeeds */
 
-#define SYMBOL(name)                                     \
-    {                                                    \
-        "cudnn" #name, offsetof(struct hr_dnn_fns, name) \
+#define SYMBOL(name)                                            \
+    {                                                           \
+        "cudnn" #name, offsetof(struct hr_dnn_fns, name), false \
     }
 
 static int bind_symbols(struct hr_dnn_fns *fns, void *library, struct hr_error *err)
 {
-    static const struct {
-        const char *name;
-        size_t at;
-    } symbols[] = {
+    static const struct hr_symbol symbols[] = {
         SYMBOL(GetVersion),
         SYMBOL(GetCudartVersion),
         SYMBOL(GetErrorString),
@@ -76,19 +73,15 @@ static int bind_symbols(struct hr_dnn_fns *fns, void *library, struct hr_error *
         SYMBOL(BackendGetAttribute),
         SYMBOL(BackendExecute),
     };
+    const char *missing = hr_library_bind(library, fns, symbols, HR_ARRAY_SIZE(symbols));
 
     _Static_assert(sizeof(*fns) == HR_ARRAY_SIZE(symbols) * sizeof(void *), "every function");
-    for (size_t i = 0; i < HR_ARRAY_SIZE(symbols); i++) {
-        void *symbol = dlsym(library, symbols[i].name);
-
-        if (!symbol)
-            return hr_error_set(err, -ENODEV,
-                                "cuda: cuDNN has no %s; version 9 is needed; install pip's "
-                                "nvidia-cudnn-cu13 (or -cu12), or use --attention own",
-                                symbols[i].name);
-        memcpy((char *) fns + symbols[i].at, &symbol, sizeof(symbol));
-    }
-    return 0;
+    if (!missing)
+        return 0;
+    return hr_error_set(err, -ENODEV,
+                        "cuda: cuDNN has no %s; version 9 is needed; install pip's "
+                        "nvidia-cudnn-cu13 (or -cu12), or use --attention own",
+                        missing);
 }
 
 /* Of another CUDA than its own cuBLASLt cuDNN is not content with an error: it aborts. */
@@ -116,15 +109,12 @@ static int check_versions(const struct hr_dnn_fns *fns, struct hr_error *err)
     return 0;
 }
 
-/* The linker's own search comes first (LD_LIBRARY_PATH, libraries that are loaded already). */
 static int find_library(struct hr_error *err)
 {
     static const char *const names[] = {"libcudnn.so.9", "/usr/local/cuda/lib64/libcudnn.so.9"};
     struct hr_dnn_fns fns;
-    void *library = NULL;
+    void *library = hr_library_open(names, HR_ARRAY_SIZE(names));
 
-    for (size_t i = 0; i < HR_ARRAY_SIZE(names) && !library; i++)
-        library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return hr_error_set(err, -ENODEV,
                             "cuda: libcudnn.so.9 is not found; install pip's nvidia-cudnn-cu13 (or "

@@ -38,17 +38,20 @@ struct hr_lt {
 
 static struct hr_lt_fns lt; /* filled once, by the first load that succeeds */
 
-#define SYMBOL(name)                                       \
-    {                                                      \
-        "cublasLt" #name, offsetof(struct hr_lt_fns, name) \
+#define SYMBOL(name)                                              \
+    {                                                             \
+        "cublasLt" #name, offsetof(struct hr_lt_fns, name), false \
     }
 
-static int bind_symbols(void *library, struct hr_error *err)
+static int find_library(struct hr_error *err)
 {
-    static const struct {
-        const char *name;
-        size_t at;
-    } symbols[] = {
+    static const char *const names[] = {
+        "libcublasLt.so.13",
+        "libcublasLt.so.12",
+        "/usr/local/cuda/lib64/libcublasLt.so.13",
+        "/usr/local/cuda/lib64/libcublasLt.so.12",
+    };
+    static const struct hr_symbol symbols[] = {
         SYMBOL(Create),
         SYMBOL(Destroy),
         SYMBOL(GetVersion),
@@ -66,44 +69,23 @@ static int bind_symbols(void *library, struct hr_error *err)
         SYMBOL(Matmul),
     };
     struct hr_lt_fns fns;
+    void *library = hr_library_open(names, HR_ARRAY_SIZE(names));
 
     _Static_assert(sizeof(fns) == HR_ARRAY_SIZE(symbols) * sizeof(void *), "every function");
-    for (size_t i = 0; i < HR_ARRAY_SIZE(symbols); i++) {
-        void *symbol = dlsym(library, symbols[i].name);
-
-        if (!symbol)
-            return hr_error_set(err, -ENODEV,
-                                "cuda: cuBLASLt has no %s; version 12 or 13 is needed",
-                                symbols[i].name);
-        memcpy((char *) &fns + symbols[i].at, &symbol, sizeof(symbol));
-    }
-    lt = fns;
-    return 0;
-}
-
-/* The linker's own search comes first (LD_LIBRARY_PATH, libraries that are loaded already). */
-static int find_library(struct hr_error *err)
-{
-    static const char *const names[] = {
-        "libcublasLt.so.13",
-        "libcublasLt.so.12",
-        "/usr/local/cuda/lib64/libcublasLt.so.13",
-        "/usr/local/cuda/lib64/libcublasLt.so.12",
-    };
-    void *library = NULL;
-
-    for (size_t i = 0; i < HR_ARRAY_SIZE(names) && !library; i++)
-        library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return hr_error_set(
             err, -ENODEV,
             "cuda: libcublasLt.so.13 (or .12) is not found; install the CUDA "
             "toolkit or pip's nvidia-cublas and name its folder in LD_LIBRARY_PATH");
-    const int r = bind_symbols(library, err);
+    const char *missing = hr_library_bind(library, &fns, symbols, HR_ARRAY_SIZE(symbols));
 
-    if (r < 0)
+    if (missing) {
         dlclose(library);
-    return r;
+        return hr_error_set(err, -ENODEV, "cuda: cuBLASLt has no %s; version 12 or 13 is needed",
+                            missing);
+    }
+    lt = fns;
+    return 0;
 }
 
 /* Devices may be opened on several threads at once. */

@@ -31,40 +31,33 @@ static struct hr_cufile_fns cufile; /* filled once, by the first load that succe
 
 /* ---- the library ---------------------------------------------------------------------------- */
 
-#define SYMBOL(name)                                         \
-    {                                                        \
-        "cuFile" #name, offsetof(struct hr_cufile_fns, name) \
+#define SYMBOL(name, is_optional)                                         \
+    {                                                                     \
+        "cuFile" #name, offsetof(struct hr_cufile_fns, name), is_optional \
     }
 
 static int bind_symbols(void *library, struct hr_error *err)
 {
-    static const struct {
-        const char *name;
-        size_t at;
-    } symbols[] = {
-        SYMBOL(DriverOpen),
-        SYMBOL(DriverGetProperties),
-        SYMBOL(HandleRegister),
-        SYMBOL(HandleDeregister),
-        SYMBOL(BufRegister),
-        SYMBOL(BufDeregister),
-        SYMBOL(Read),
-        SYMBOL(SetParameterBool),
-        SYMBOL(GetParameterBool),
+    static const struct hr_symbol symbols[] = {
+        SYMBOL(DriverOpen, false),
+        SYMBOL(DriverGetProperties, false),
+        SYMBOL(HandleRegister, false),
+        SYMBOL(HandleDeregister, false),
+        SYMBOL(BufRegister, false),
+        SYMBOL(BufDeregister, false),
+        SYMBOL(Read, false),
+        SYMBOL(SetParameterBool, true),
+        SYMBOL(GetParameterBool, true),
     };
     struct hr_cufile_fns fns;
+    const char *missing = hr_library_bind(library, &fns, symbols, HR_ARRAY_SIZE(symbols));
 
     _Static_assert(sizeof(fns) == HR_ARRAY_SIZE(symbols) * sizeof(void *), "every function");
-    for (size_t i = 0; i < HR_ARRAY_SIZE(symbols); i++) {
-        void *symbol = dlsym(library, symbols[i].name);
-
-        if (!symbol && symbols[i].at < offsetof(struct hr_cufile_fns, SetParameterBool))
-            return hr_error_set(err, -ENODEV,
-                                "libcufile has no %s; version 1 is needed, as of the CUDA toolkit "
-                                "or pip's nvidia-cufile",
-                                symbols[i].name);
-        memcpy((char *) &fns + symbols[i].at, &symbol, sizeof(symbol));
-    }
+    if (missing)
+        return hr_error_set(err, -ENODEV,
+                            "libcufile has no %s; version 1 is needed, as of the CUDA toolkit "
+                            "or pip's nvidia-cufile",
+                            missing);
     cufile = fns;
     return 0;
 }
@@ -149,16 +142,13 @@ static int check_is_direct(struct hr_error *err)
     return 0;
 }
 
-/* The linker's own search comes first (LD_LIBRARY_PATH, libraries that are loaded already). */
 static int load(struct hr_error *err)
 {
     static const char *const names[] = {"libcufile.so.0", "/usr/local/cuda/lib64/libcufile.so.0"};
     struct hr_cufile_error status;
-    void *library = NULL;
+    void *library = hr_library_open(names, HR_ARRAY_SIZE(names));
     char text[96];
 
-    for (size_t i = 0; i < HR_ARRAY_SIZE(names) && !library; i++)
-        library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return hr_error_set(err, -ENODEV,
                             "libcufile.so.0 is not found; install the CUDA toolkit's cuFile or "
