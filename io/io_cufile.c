@@ -311,7 +311,7 @@ static int cufile_init(struct hr_io *io, struct hr_error *err)
     if (r == 0)
         r = register_files(io, err);
     if (r == 0)
-        r = hr_io_threads_init(&c->threads, io, "hr-cufile", err);
+        r = hr_io_threads_init(io, "hr-cufile", err);
     if (r < 0)
         forget(io);
     return r;
@@ -319,19 +319,8 @@ static int cufile_init(struct hr_io *io, struct hr_error *err)
 
 static void cufile_uninit(struct hr_io *io)
 {
-    hr_io_threads_uninit(io->priv);
+    hr_io_threads_uninit(io);
     forget(io);
-}
-
-static int cufile_submit(struct hr_io *io, const struct hr_io_request *requests, uint32_t n)
-{
-    return hr_io_threads_submit(io->priv, requests, n);
-}
-
-static int cufile_reap(struct hr_io *io, struct hr_io_completion *done, uint32_t max,
-                       uint64_t timeout_ns)
-{
-    return hr_io_threads_reap(io->priv, done, max, timeout_ns);
 }
 
 const struct hr_io_backend hr_io_backend_cufile = {
@@ -340,7 +329,7 @@ const struct hr_io_backend hr_io_backend_cufile = {
     .priv_bytes = sizeof(struct cufile_io),
     .init = cufile_init,
     .uninit = cufile_uninit,
-    .submit = cufile_submit,
-    .reap = cufile_reap,
+    .submit = hr_io_threads_submit,
+    .reap = hr_io_threads_reap,
     .words = cufile_words,
 };

@@ -19,30 +19,14 @@ static int pread_init(struct hr_io *io, struct hr_error *err)
     struct hr_io_threads *t = io->priv;
 
     t->read = pread_job;
-    return hr_io_threads_init(t, io, "hr-pread", err);
-}
-
-static void pread_uninit(struct hr_io *io)
-{
-    hr_io_threads_uninit(io->priv);
-}
-
-static int pread_submit(struct hr_io *io, const struct hr_io_request *requests, uint32_t n)
-{
-    return hr_io_threads_submit(io->priv, requests, n);
-}
-
-static int pread_reap(struct hr_io *io, struct hr_io_completion *done, uint32_t max,
-                      uint64_t timeout_ns)
-{
-    return hr_io_threads_reap(io->priv, done, max, timeout_ns);
+    return hr_io_threads_init(io, "hr-pread", err);
 }
 
 const struct hr_io_backend hr_io_backend_pread = {
     .name = "pread",
     .priv_bytes = sizeof(struct hr_io_threads),
     .init = pread_init,
-    .uninit = pread_uninit,
-    .submit = pread_submit,
-    .reap = pread_reap,
+    .uninit = hr_io_threads_uninit,
+    .submit = hr_io_threads_submit,
+    .reap = hr_io_threads_reap,
 };

@@ -39,8 +39,10 @@ static void *read_thread(void *arg)
     return NULL;
 }
 
-void hr_io_threads_uninit(struct hr_io_threads *t)
+void hr_io_threads_uninit(struct hr_io *io)
 {
+    struct hr_io_threads *t = io->priv;
+
     pthread_mutex_lock(&t->mutex);
     hr_assert(t->n_jobs == 0 && t->n_done == 0);
     t->stop = true;
@@ -55,9 +57,9 @@ void hr_io_threads_uninit(struct hr_io_threads *t)
     free(t->jobs);
 }
 
-int hr_io_threads_init(struct hr_io_threads *t, struct hr_io *io, const char *name,
-                       struct hr_error *err)
+int hr_io_threads_init(struct hr_io *io, const char *name, struct hr_error *err)
 {
+    struct hr_io_threads *t = io->priv;
     const uint32_t n_threads = (uint32_t) hr_min_u64(io->params.depth, HR_IO_THREADS_MAX);
 
     t->io = io;
@@ -74,7 +76,7 @@ int hr_io_threads_init(struct hr_io_threads *t, struct hr_io *io, const char *na
             t->n_threads++;
     }
     if (t->n_threads == 0) {
-        hr_io_threads_uninit(t);
+        hr_io_threads_uninit(io);
         return hr_io_error_thread(r, err);
     }
     /* Fewer threads than wished for read more slowly, but as well. Each must have begun: a thread
@@ -85,12 +87,14 @@ int hr_io_threads_init(struct hr_io_threads *t, struct hr_io *io, const char *na
     r = t->failed;
     pthread_mutex_unlock(&t->mutex);
     if (r < 0)
-        hr_io_threads_uninit(t);
+        hr_io_threads_uninit(io);
     return r < 0 ? hr_error_set(err, r, "%s", t->begin_failed) : 0;
 }
 
-int hr_io_threads_submit(struct hr_io_threads *t, const struct hr_io_request *requests, uint32_t n)
+int hr_io_threads_submit(struct hr_io *io, const struct hr_io_request *requests, uint32_t n)
 {
+    struct hr_io_threads *t = io->priv;
+
     pthread_mutex_lock(&t->mutex);
     for (uint32_t i = 0; i < n; i++) {
         hr_assert(t->n_jobs < t->depth);
@@ -104,9 +108,10 @@ int hr_io_threads_submit(struct hr_io_threads *t, const struct hr_io_request *re
     return (int) n;
 }
 
-int hr_io_threads_reap(struct hr_io_threads *t, struct hr_io_completion *done, uint32_t max,
+int hr_io_threads_reap(struct hr_io *io, struct hr_io_completion *done, uint32_t max,
                        uint64_t timeout_ns)
 {
+    struct hr_io_threads *t = io->priv;
     uint32_t n = 0;
 
     pthread_mutex_lock(&t->mutex);

@@ -34,13 +34,12 @@ struct hr_io_threads {
     uint32_t n_threads;
 };
 
-/* The hooks of backends, for all but the read itself.
+/* Hooks of a backend whose private state begins with struct hr_io_threads.
  * @param name  of the threads, at most 15 characters */
-int hr_io_threads_init(struct hr_io_threads *t, struct hr_io *io, const char *name,
-                       struct hr_error *err);
-void hr_io_threads_uninit(struct hr_io_threads *t);
-int hr_io_threads_submit(struct hr_io_threads *t, const struct hr_io_request *requests, uint32_t n);
-int hr_io_threads_reap(struct hr_io_threads *t, struct hr_io_completion *done, uint32_t max,
+int hr_io_threads_init(struct hr_io *io, const char *name, struct hr_error *err);
+void hr_io_threads_uninit(struct hr_io *io);
+int hr_io_threads_submit(struct hr_io *io, const struct hr_io_request *requests, uint32_t n);
+int hr_io_threads_reap(struct hr_io *io, struct hr_io_completion *done, uint32_t max,
                        uint64_t timeout_ns);
 
 #endif /* HR_IO_THREADS_H */
