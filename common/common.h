@@ -195,6 +195,20 @@ void *hr_library_open(const char *const *names, size_t n);
  * no use */
 const char *hr_library_bind(void *library, void *table, const struct hr_symbol *symbols, size_t n);
 
+/* Whether a library is there, for the whole process; a static one begins as HR_LIBRARY_INIT. */
+struct hr_library {
+    pthread_mutex_t mutex;
+    bool is_loaded;
+};
+#define HR_LIBRARY_INIT                  \
+    {                                    \
+        PTHREAD_MUTEX_INITIALIZER, false \
+    }
+/* Call load() unless it has worked before; several threads may ask at once.
+ * @return 0, or load()'s error */
+int hr_library_load(struct hr_library *library, int (*load)(struct hr_error *err),
+                    struct hr_error *err);
+
 /* ---- /proc and /sys ------------------------------------------------------------------- */
 
 /* First line of the file whose path is made as by printf, less white space around it.

@@ -25,3 +25,13 @@ const char *hr_library_bind(void *library, void *table, const struct hr_symbol *
     }
     return NULL;
 }
+
+int hr_library_load(struct hr_library *library, int (*load)(struct hr_error *err),
+                    struct hr_error *err)
+{
+    pthread_mutex_lock(&library->mutex);
+    const int r = library->is_loaded ? 0 : load(err);
+    library->is_loaded = r == 0;
+    pthread_mutex_unlock(&library->mutex);
+    return r;
+}

@@ -9,7 +9,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <library_types.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,14 +90,9 @@ static int find_library(struct hr_error *err)
 /* Devices may be opened on several threads at once. */
 int hr_lt_load(struct hr_error *err)
 {
-    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-    static bool is_loaded;
+    static struct hr_library library = HR_LIBRARY_INIT;
 
-    pthread_mutex_lock(&mutex);
-    const int r = is_loaded ? 0 : find_library(err);
-    is_loaded = r == 0;
-    pthread_mutex_unlock(&mutex);
-    return r;
+    return hr_library_load(&library, find_library, err);
 }
 
 /* @return 0, or -EIO with a line in the log */

@@ -173,14 +173,9 @@ static int load(struct hr_error *err)
 /* Readers may be opened on several threads at once. */
 static int load_once(struct hr_error *err)
 {
-    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-    static bool is_loaded;
+    static struct hr_library library = HR_LIBRARY_INIT;
 
-    pthread_mutex_lock(&mutex);
-    const int r = is_loaded ? 0 : load(err);
-    is_loaded = r == 0;
-    pthread_mutex_unlock(&mutex);
-    return r;
+    return hr_library_load(&library, load, err);
 }
 
 /* ---- the backend ---------------------------------------------------------------------------- */
