@@ -170,7 +170,8 @@ static int probe(struct hr_io *io, struct hr_error *err)
         /* A bad disk is no reason to doubt the backend; the stream will name the place. */
         if (r >= 0 || hr_io_is_disk_error(r))
             return 0;
-        return hr_error_set(err, r, "a trial read failed: %s%s", hr_strerror(r, text, sizeof(text)),
+        return hr_error_set(err, r, "a trial read failed: %s%s",
+                            hr_io_words(io, r, text, sizeof(text)),
                             is_transient(r) ? ", for 1 s; close other programs" : "");
     }
     return 0;

@@ -172,6 +172,8 @@ ssize_t cuFileRead(void *handle, void *base, size_t n_bytes, off_t file_offset, 
         abort();
     if (told("internal") && n > 2)
         return -5030;
+    if (told("trial"))
+        return -5030;
     if (n > 2 && (told("eio") || told("efault") || told("einval") || told("no-errno") ||
                   told("own-errno"))) {
         errno = told("eio")         ? EIO

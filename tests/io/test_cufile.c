@@ -226,6 +226,7 @@ static void failures_are_told(void **state)
         {"fallback", -EOPNOTSUPP, "set \"gds_fallback_io\": false", false},
         {"no-path", -EOPNOTSUPP, "no direct path from the disk of this file", false},
         {"no-pinning", -ENOMEM, "cannot be registered: CUDA error 2 (cuFile error 5011)", false},
+        {"trial", -EPROTO, "a trial read failed: cuFile error 5030; see NVIDIA's gdscheck", false},
         {"internal", -EPROTO, ": cuFile error 5030; see NVIDIA's gdscheck -p, or use", false},
         {"own-errno", -EPROTO, ": cuFile error 5027; see NVIDIA's gdscheck -p, or use", false},
         {"efault", -EPROTO, ": Bad address; see NVIDIA's gdscheck -p, or use", false},
