@@ -135,8 +135,10 @@ static int choose_memory(struct memory *m, struct hr_rates *rates)
     if (least == 0)
         return -ENOMEM;
     if (m->past.ring_bytes) {
-        const int r = hr_gpu_device_bytes(&m->past, &m->device_bytes, rates->err);
+        int r = hr_gpu_check(&m->past, rates->err);
 
+        if (r == 0)
+            r = hr_gpu_device_bytes(&m->past, &m->device_bytes, rates->err);
         if (r < 0)
             return r;
         m->past.ring_bytes = ring;

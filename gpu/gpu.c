@@ -68,6 +68,15 @@ static const struct hr_device_fns *device_find(const struct hr_gpu_params *param
     return NULL;
 }
 
+/* The same for the name that params have, which becomes the resolved one. */
+static const struct hr_device_fns *resolve_and_find(struct hr_gpu_params *params)
+{
+    struct hr_error why = {0};
+
+    params->device = resolve(params->device);
+    return device_find(params, &why);
+}
+
 static int error_unknown_device(const char *name, struct hr_error *err)
 {
     char allowed[128] = "auto", printable[64];
@@ -195,10 +204,7 @@ int hr_gpu_attention_name(const struct hr_gpu_params *params, char *buf, size_t 
 uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params)
 {
     struct hr_gpu_params resolved = *params;
-    struct hr_error why = {0};
-
-    resolved.device = resolve(params->device);
-    const struct hr_device_fns *fns = device_find(&resolved, &why);
+    const struct hr_device_fns *fns = resolve_and_find(&resolved);
 
     return fns ? fns->scratch_bytes(&resolved) : 0;
 }
@@ -226,10 +232,7 @@ struct hr_gpu_part hr_gpu_weights_part(const struct hr_gpu_params *params, uint6
 uint32_t hr_gpu_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts)
 {
     struct hr_gpu_params resolved = *params;
-    struct hr_error why = {0};
-
-    resolved.device = resolve(params->device);
-    const struct hr_device_fns *fns = device_find(&resolved, &why);
+    const struct hr_device_fns *fns = resolve_and_find(&resolved);
 
     if (!fns || !fns->device_parts)
         return 0;
@@ -259,19 +262,10 @@ char *hr_gpu_parts_text(char *buf, size_t buf_bytes, const struct hr_gpu_part *p
 int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
                         struct hr_error *err)
 {
-    struct hr_gpu_params resolved = *params;
     struct hr_gpu_part parts[HR_GPU_PARTS_MAX];
     const uint32_t n = hr_gpu_device_parts(params, parts);
-    struct hr_error why = {0};
     uint64_t total = 0;
     char text[256];
-
-    resolved.device = resolve(params->device);
-    const struct hr_device_fns *fns = device_find(&resolved, &why);
-    const int r = fns ? check_ring(fns, params, err) : 0;
-
-    if (r < 0)
-        return r;
 
     for (uint32_t i = 0; i < n; i++)
         total += parts[i].size_bytes;

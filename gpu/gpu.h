@@ -242,8 +242,7 @@ enum { HR_GPU_PARTS_MAX = 16 };
  * @param ret_parts  HR_GPU_PARTS_MAX
  * @return how many; 0: arena and scratch are host memory */
 uint32_t hr_gpu_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
-/* Their sum. @return 0, -ENOMEM more than params->vram_bytes, the parts named, or -EOPNOTSUPP as
- * hr_gpu_open() */
+/* Their sum. @return 0, or -ENOMEM: more than params->vram_bytes, the parts named */
 int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
                         struct hr_error *err);
 
