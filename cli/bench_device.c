@@ -60,6 +60,10 @@ static int print_json(const struct cli_options *o, const struct hr_device_rates 
     for (uint32_t i = 0; i < rates->n_rates; i++)
         json_array_append_new(list, rate_json(rates, &rates->rates[i]));
     json_object_set_new(obj, "rates", list);
+    json_object_set_new(obj, "device_peak_bytes",
+                        rates->device_peak_bytes > 0
+                            ? json_integer((json_int_t) rates->device_peak_bytes)
+                            : json_null());
     cli_stream_json(obj, &rates->stream);
     return cli_print_json(obj);
 }
@@ -97,6 +101,8 @@ static void print_text(const struct cli_options *o, const struct hr_device_rates
     printf("memory    peak %s of the whole process", cli_size(size, rates->peak_memory_bytes));
     if (rates->device_memory_bytes > 0)
         printf("; at most %s of the device", cli_size(size, rates->device_memory_bytes));
+    if (rates->device_peak_bytes > 0)
+        printf(", of which its driver reports %s", cli_size(size, rates->device_peak_bytes));
     printf("\nsizes     of a picture of %u tokens%s\n", rates->n_tokens,
            rates->n_tokens < TOKENS_FULL ? ", as memory and time allow" : "");
     printf("disk      %s, %s, %u KiB x %u, %s read%s\n\n", s->io_name,

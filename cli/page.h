@@ -38,10 +38,11 @@ struct page_run {
     struct page_spans steps, blocks; /* none: forward has no steps; no --per-block was given */
     double setup_s, disk_gbps, copied_bytes;
     double peak_bytes, ring_bytes, activation_bytes, resident_bytes, mods_bytes;
-    double ram_bytes; /* 0: no bound */
+    double device_peak_bytes; /* as a GPU's driver said; 0: nothing */
+    double ram_bytes;         /* 0: no bound */
     bool mods_spilled;
     struct {
-        double run_bytes, first_bytes, later_bytes, peak_bytes;
+        double run_bytes, first_bytes, later_bytes, peak_bytes, device_bytes;
     } predicted;
     double used_bytes; /* of weights, in all passes */
 };

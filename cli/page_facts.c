@@ -5,7 +5,7 @@
 /* ---- predicted and actual ---------------------------------------------------------------------
  */
 
-enum { PAIRS_MAX = 8 };
+enum { PAIRS_MAX = 9 };
 
 struct pairs {
     struct page_pair items[PAIRS_MAX];
@@ -56,6 +56,9 @@ static void take_pairs(struct pairs *pairs, const struct page *page)
     }
     add_pair(pairs, "peak", "memory of the process (predicted: at most)", run->predicted.peak_bytes,
              run->peak_bytes, page_size);
+    if (run->device_peak_bytes > 0.0)
+        add_pair(pairs, "device", "memory of the GPU (predicted: at most; actual: its driver says)",
+                 run->predicted.device_bytes, run->device_peak_bytes, page_size);
     if (!plan)
         return;
     add_pair(pairs, "time", "time of the whole run", plan->run_s, run->total.wall_s, page_seconds);

@@ -141,6 +141,14 @@ static double bytes_of(const struct input *in, const json_t *obj, const char *ke
     return number(in, obj, key, BYTES_MAX);
 }
 
+/* 0: null, or not there. */
+static double bytes_if_known(const struct input *in, const json_t *obj, const char *key)
+{
+    const json_t *value = json_object_get(obj, key);
+
+    return !value || json_is_null(value) ? 0.0 : bytes_of(in, obj, key);
+}
+
 static double seconds_of(const struct input *in, const json_t *obj, const char *key)
 {
     return number(in, obj, key, SECONDS_MAX);
@@ -214,7 +222,6 @@ static int check_verb(const struct input *in, const char *a, const char *b)
 static void take_memory(const struct input *in, struct page_run *run)
 {
     const json_t *settings = object_of(in, "settings");
-    const json_t *ram = json_object_get(settings, "ram_bytes");
 
     object_of(in, "machine");
     run->setup_s = seconds_of(in, in->root, "setup_s");
@@ -226,7 +233,8 @@ static void take_memory(const struct input *in, struct page_run *run)
     run->resident_bytes = bytes_of(in, in->root, "resident_bytes");
     run->mods_bytes = bytes_of(in, in->root, "mods_bytes");
     run->mods_spilled = json_is_true(json_object_get(in->root, "mods_spilled"));
-    run->ram_bytes = json_is_null(ram) ? 0.0 : bytes_of(in, settings, "ram_bytes");
+    run->device_peak_bytes = bytes_if_known(in, in->root, "device_peak_bytes");
+    run->ram_bytes = bytes_if_known(in, settings, "ram_bytes");
 }
 
 static int take_run(const struct input *in, struct page_run *run)
@@ -238,6 +246,7 @@ static int take_run(const struct input *in, struct page_run *run)
     run->predicted.first_bytes = bytes_of(in, predicted, "first_bytes");
     run->predicted.later_bytes = bytes_of(in, predicted, "later_bytes");
     run->predicted.peak_bytes = bytes_of(in, predicted, "peak_memory_bytes");
+    run->predicted.device_bytes = bytes_if_known(in, predicted, "device_memory_bytes");
     take_memory(in, run);
     if (run->loop) {
         const json_t *loop = object_of(in, "loop");

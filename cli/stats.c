@@ -86,6 +86,11 @@ void cli_stream_json(json_t *obj, const struct hr_stream_stats *s)
         json_object_set_new(obj, numbers[i].key, json_real(numbers[i].value));
 }
 
+static json_t *driver_bytes(const struct hr_dit_stats *s, uint64_t bytes)
+{
+    return s->device_peak_bytes > 0 ? json_integer((json_int_t) bytes) : json_null();
+}
+
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
 {
     json_t *members =
@@ -105,6 +110,8 @@ void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
     json_object_set_new(obj, "device_resident_bytes",
                         json_integer((json_int_t) s->device_resident_bytes));
     json_object_set_new(obj, "verify_s", json_real(cli_seconds(s->verify_ns)));
+    json_object_set_new(obj, "device_peak_bytes", driver_bytes(s, s->device_peak_bytes));
+    json_object_set_new(obj, "device_context_bytes", driver_bytes(s, s->device_context_bytes));
 }
 
 void cli_times_json(json_t *obj, const struct cli_times *t)
@@ -180,6 +187,9 @@ void cli_stats_text(const struct hr_dit_stats *s)
         printf("device    at most %s of its own memory (ring %s, weights that stay %s)\n",
                cli_size(a, s->predicted.device_memory_bytes),
                cli_size(b, stream->device_ring_bytes), cli_size(c, s->device_resident_bytes));
+    if (s->device_peak_bytes > 0)
+        printf("driver    reports %s of the device's memory for this run, %s of it its own\n",
+               cli_size(a, s->device_peak_bytes), cli_size(b, s->device_context_bytes));
     if (s->lossy_bytes > 0)
         printf("lossy     weights that stay in memory, %s, are rounded to fp8 (--onload-dtype)\n",
                cli_size(a, s->lossy_bytes));

@@ -414,11 +414,15 @@ static int measure(struct hr_rates *rates, struct table *t, struct memory *m)
 static void report(struct hr_device_rates *ret, const struct hr_rates *rates, const struct table *t,
                    const struct memory *m)
 {
+    struct hr_gpu_memory driver;
+
+    hr_gpu_memory(rates->gpu, &driver);
     *ret = (struct hr_device_rates){
         .n_turns = t->n_turns,
         .n_tokens = rates->sizes.n_tokens,
         .peak_memory_bytes = hr_memory_now().peak_bytes,
         .device_memory_bytes = m->device_bytes,
+        .device_peak_bytes = m->device_bytes > 0 ? driver.used_bytes : 0,
         .n_rates = t->n,
     };
     snprintf(ret->device_name, sizeof(ret->device_name), "%s", hr_gpu_name(rates->gpu));

@@ -220,6 +220,7 @@ static int prepare_parts(struct hr_dit *dit, const struct hr_dit_params *params,
                                params->verify == HR_VERIFY_ALWAYS, model->plan, model->n_plan, err);
     if (r < 0)
         return r;
+    dit->vram_bytes = params->vram_bytes;
     dit->blocks = hr_stream_choose_blocks(dit->checkpoint, &params->stream);
     dit->budget.process_bytes = hr_memory_now().resident_bytes;
     hr_dit_carve(dit, &counts);
@@ -379,9 +380,11 @@ static int take_memory(struct hr_dit *dit, const struct hr_dit_params *params, s
     log_bytes(&dit->stats.predicted);
     r = hr_stream_open_blocks(&dit->stream, dit->checkpoint, &stream_params, &dit->blocks,
                               hr_ring_memory_of(&dit->ring_memory, dit->gpu), err);
-    if (r == 0)
-        hr_dit_register_ring(dit);
-    return r;
+    if (r < 0)
+        return r;
+    hr_dit_register_ring(dit);
+    hr_dit_ask_driver(dit);
+    return 0;
 }
 
 /* The plan of the first pass, then, when weights stay, that of the others, which is shorter. */

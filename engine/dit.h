@@ -292,6 +292,7 @@ struct hr_dit {
     struct hr_stream *stream;
     struct hr_feed feed;
     struct hr_dit_budget budget;
+    uint64_t vram_bytes; /* the limit of the device's memory; 0: none, or it was exceeded */
     struct hr_dit_sample *samples; /* n_samples */
     uint32_t n_samples;
     struct hr_dit_shared shared;
@@ -344,6 +345,9 @@ int hr_dit_budget_make(struct hr_dit_budget *budget, const struct hr_dit *dit,
 int hr_dit_budget_device_ring(struct hr_dit_budget *budget, const struct hr_dit_model *model,
                               const struct hr_dit_params *params, struct hr_gpu_params *gpu_params,
                               struct hr_error *err);
+/* Compare it with what the device's driver sees, for the statistics; more than the limit is said
+ * once. */
+void hr_dit_ask_driver(struct hr_dit *dit);
 /* All of it but resident weights; an upper bound of what the process will hold. */
 uint64_t hr_dit_budget_total(const struct hr_dit_budget *budget);
 /* Of the one buffer through which everything goes to and from the device. */

@@ -190,3 +190,26 @@ int hr_dit_budget_make(struct hr_dit_budget *b, const struct hr_dit *dit,
         dit->stats.lora_bytes ? " and LoRAs" : "", hr_mib(activations_bytes(b)),
         hr_mib(b->scratch_bytes), hr_mib(ring_min), kept);
 }
+
+void hr_dit_ask_driver(struct hr_dit *dit)
+{
+    struct hr_dit_stats *stats = &dit->stats;
+    struct hr_gpu_memory memory;
+
+    if (dit->budget.device_bytes == 0 || !hr_gpu_memory(dit->gpu, &memory))
+        return;
+    const uint64_t others = memory.used_bytes - hr_min_u64(memory.used_bytes, memory.taken_bytes);
+
+    if (dit->n_done == 0)
+        stats->device_context_bytes = others;
+    stats->device_peak_bytes = hr_max_u64(stats->device_peak_bytes, memory.used_bytes);
+    if (dit->vram_bytes == 0 || stats->device_peak_bytes <= dit->vram_bytes)
+        return;
+    hr_log(
+        HR_LOG_WARN,
+        "the driver reports %llu MiB of the device's memory for this run, %llu MiB of them its own "
+        "and its libraries': more than the limit of %llu MiB; set a limit that leaves room for "
+        "them",
+        hr_mib(stats->device_peak_bytes), hr_mib(others), hr_mib(dit->vram_bytes));
+    dit->vram_bytes = 0;
+}

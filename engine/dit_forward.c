@@ -412,9 +412,11 @@ int hr_dit_forward(struct hr_dit *dit, const struct hr_dit_inputs *inputs, float
             err, -EINVAL, "forward %u has the timestep %g, but the model was opened for %g",
             dit->n_done, (double) inputs[0].timestep, (double) dit->timesteps[dit->n_done]);
     r = run(dit, inputs, velocities, err);
-    if (r < 0)
+    if (r < 0) {
         dit->failed = r;
-    else
-        dit->n_done++;
-    return r;
+        return r;
+    }
+    dit->n_done++;
+    hr_dit_ask_driver(dit);
+    return 0;
 }

@@ -6,6 +6,7 @@
 #include "gpu/cuda_dnn.h"
 #include "gpu/cuda_kernels.h"
 #include "gpu/cuda_lt.h"
+#include "gpu/cuda_nvml.h"
 #include "gpu/device.h"
 #include "gpu/slots.h"
 
@@ -27,6 +28,8 @@ struct hr_cuda {
     struct hr_lt *lt;
     struct hr_dnn *dnn;    /* NULL: attention by our own kernel */
     unsigned char *memory; /* one allocation: arena, slots, scratch */
+    uint64_t memory_bytes;
+    struct hr_nvml_use before; /* what the driver said before the device was touched */
 
     cudaStream_t copies, computes;
     struct hr_slots slots;
@@ -47,6 +50,15 @@ enum hr_cuda_dtype hr_cuda_dtype_of(enum hr_dtype dtype);
 /* Before each operation: the device is the thread's, and nobody has cancelled. @return 0,
  * -ECANCELED or -EIO */
 int hr_cuda_begin(const struct hr_cuda *cuda);
+
+/* ---- memory --------------------------------------------------------------------------------- */
+
+uint64_t hr_cuda_scratch_bytes(const struct hr_gpu_params *params);
+uint32_t hr_cuda_device_parts(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
+/* Arena, slots or ring, scratch, and cuBLASLt, which has some of that. @return 0 or -errno */
+int hr_cuda_take_memory(struct hr_cuda *cuda, const struct hr_gpu_params *params,
+                        struct hr_error *err);
+bool hr_cuda_memory(struct hr_gpu *gpu, struct hr_gpu_memory *ret);
 
 /* ---- operations ----------------------------------------------------------------------------- */
 

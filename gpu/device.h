@@ -28,6 +28,8 @@ struct hr_device_fns {
     /* What the device takes of its own memory beside the arena, as its open() does; parts of one
      * use stand together. NULL, or 0 parts: the arena is host memory. */
     uint32_t (*device_parts)(const struct hr_gpu_params *params, struct hr_gpu_part *ret_parts);
+    /* See hr_gpu_memory(). NULL: the driver is never asked. */
+    bool (*memory)(struct hr_gpu *gpu, struct hr_gpu_memory *ret);
     /* Of a device that can have a ring: see hr_gpu_begin_thread(). NULL: params->ring_bytes is 0.
      */
     int (*begin_thread)(struct hr_gpu *gpu);

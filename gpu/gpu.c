@@ -315,6 +315,12 @@ void *hr_gpu_ring(const struct hr_gpu *gpu, uint64_t *ret_bytes)
     return gpu->ring;
 }
 
+bool hr_gpu_memory(struct hr_gpu *gpu, struct hr_gpu_memory *ret)
+{
+    *ret = (struct hr_gpu_memory){0};
+    return gpu->fns->memory && gpu->fns->memory(gpu, ret);
+}
+
 int hr_gpu_begin_thread(struct hr_gpu *gpu)
 {
     hr_assert(gpu->ring);

@@ -246,6 +246,17 @@ uint32_t hr_gpu_device_parts(const struct hr_gpu_params *params, struct hr_gpu_p
 int hr_gpu_device_bytes(const struct hr_gpu_params *params, uint64_t *ret_bytes,
                         struct hr_error *err);
 
+/* The memory of its own that a device takes, as its driver sees it: what it reports beyond what it
+ * reported before hr_gpu_open(), of this process, or of all where it does not tell processes apart.
+ */
+struct hr_gpu_memory {
+    uint64_t used_bytes;
+    uint64_t taken_bytes; /* of them what hr_gpu_open() allocated; the others are the driver's own
+                             and its libraries', and may grow */
+};
+/* May take milliseconds. @return false: it has none, or its driver does not say */
+bool hr_gpu_memory(struct hr_gpu *gpu, struct hr_gpu_memory *ret);
+
 /* Host memory that the device takes beside the arena, whatever it computes (matrix library, tiles
  * of all threads): an upper bound for budgets, before hr_gpu_open(). */
 uint64_t hr_gpu_scratch_bytes(const struct hr_gpu_params *params);

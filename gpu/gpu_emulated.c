@@ -98,6 +98,7 @@ struct emulated {
     int failed; /* the first failure of an operation; all later ones are left out */
     struct hr_slots slots;
     unsigned char *memory; /* of the slots, or the ring */
+    uint64_t own_bytes;    /* memory and arena; 0: they do not count as its own */
     uint64_t n_in_ring;    /* tickets of weights there  */
     /* Of live slots, or weights in the ring, by ticket: how far the queues must be. used 0: still
      * staged. */
@@ -343,6 +344,7 @@ static int emulated_open(struct hr_gpu **ret_gpu, const struct hr_gpu_params *pa
         .ring = params->ring_bytes ? e->memory : NULL,
         .ring_bytes = params->ring_bytes,
     };
+    e->own_bytes = params->vram_bytes ? weights_bytes + e->gpu.arena_bytes : 0;
     snprintf(e->gpu.name, sizeof(e->gpu.name), "emulated, copies up to %u us late: %.50s", delay_us,
              e->inner->name);
     *ret_gpu = &e->gpu;
@@ -419,6 +421,14 @@ static void emulated_unregister_host(struct hr_gpu *gpu, void *base)
     hr_assert(i < e->n_registered);
     reached(&e->copies, e->copies.n_asked, true);
     e->registered[i] = e->registered[--e->n_registered];
+}
+
+static bool emulated_memory(struct hr_gpu *gpu, struct hr_gpu_memory *ret)
+{
+    const uint64_t own_bytes = ((const struct emulated *) gpu)->own_bytes;
+
+    *ret = (struct hr_gpu_memory){.used_bytes = own_bytes, .taken_bytes = own_bytes};
+    return own_bytes > 0;
 }
 
 /* All of its memory is the process's. */
@@ -556,6 +566,7 @@ const struct hr_device_fns hr_device_emulated = {
     .close = emulated_close,
     .scratch_bytes = emulated_scratch_bytes,
     .device_parts = emulated_device_parts,
+    .memory = emulated_memory,
     .begin_thread = emulated_begin_thread,
     .register_host = emulated_register_host,
     .unregister_host = emulated_unregister_host,

@@ -100,6 +100,8 @@ class Stats:
     setup_ns: int
     resident_bytes: int
     device_resident_bytes: int
+    device_peak_bytes: int
+    device_context_bytes: int
     activation_bytes: int
     mods_bytes: int
     mods_spilled: bool

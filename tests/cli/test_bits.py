@@ -89,6 +89,9 @@ class Bits(ModelCase):
             self.assertEqual(run["resident_bytes"], 0)
             self.assertLessEqual(run["device_resident_bytes"], spare + (8 << 20))
             self.assertLessEqual(run["predicted"]["device_memory_bytes"], (slots_mib + 8 << 20) + spare)
+            self.assertLessEqual(run["device_peak_bytes"], run["predicted"]["device_memory_bytes"])
+            self.assertGreater(run["device_peak_bytes"], run["device_resident_bytes"])
+            self.assertEqual(run["device_context_bytes"], 0)
             self.assertEqual(run["predicted"]["bytes_used"], run["bytes_used"])
             self.assertEqual(run["copied_bytes"], run["pass_bytes"])  # what stays is not copied again
         self.assertGreater(needs[0], whole // 4)

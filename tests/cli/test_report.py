@@ -367,6 +367,22 @@ class Report(ModelCase):
         self.assert_refused("bad.json", "64 MiB")
         os.remove(self.path("bad.json"))
 
+    def test_memory_of_a_gpu(self):
+        run = self.read("forward.json")
+        self.assertNotIn("device-actual", self.page("forward.json").data)
+        run["predicted"]["device_memory_bytes"], run["device_peak_bytes"] = 900 << 20, 700 << 20
+        self.write("gpu.json", run)
+        data = self.page("gpu.json").data
+        self.assertEqual((data["device-predicted"], data["device-actual"]), (900 << 20, 700 << 20))
+        for keys in (["device_peak_bytes"], ["device_peak_bytes", "device_context_bytes"]):  # written before they were
+            for key in keys:
+                run.pop(key, None)
+            self.write("gpu.json", run)
+            self.assertNotIn("device-actual", self.page("gpu.json").data)
+        run["device_peak_bytes"] = "7"
+        self.write("gpu.json", run)
+        self.assert_refused("gpu.json", '"device_peak_bytes" is no number')
+
     def test_bad_traces(self):
         event = '{"ph":"X","cat":"read","name":"r","ts":1,"dur":2}'
         for text, word in [("", "no JSON object"), ("[]", "no JSON object"), ("{}", "no trace"), ("{1:2}", "no trace"),

@@ -106,6 +106,8 @@ static void test_emulated(void **state)
     assert_memory_equal(rates.device_name, "emulated", 8);
     assert_int_equal(rates.n_tokens, 256);
     assert_true(rates.device_memory_bytes > 0 && rates.device_memory_bytes <= 320 * HR_MIB);
+    assert_true(rates.device_peak_bytes > 0);
+    assert_true(rates.device_peak_bytes <= rates.device_memory_bytes);
     assert_string_equal(rates.rates[find("disk while")->share_of].name, "disk alone");
 }
 

@@ -100,6 +100,11 @@ static void test_same_bits(void **state)
         if (params.vram_bytes) {
             assert_true(stats.device_resident_bytes > 0);
             assert_true(stats.predicted.device_memory_bytes <= params.vram_bytes);
+            assert_true(stats.device_peak_bytes <= stats.predicted.device_memory_bytes);
+            assert_true(stats.device_peak_bytes > stats.device_resident_bytes);
+            assert_int_equal(stats.device_context_bytes, 0);
+        } else {
+            assert_int_equal(stats.device_peak_bytes, 0);
         }
     }
 }

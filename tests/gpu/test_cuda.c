@@ -106,6 +106,27 @@ static void test_limits(void **state)
     assert_int_equal(bytes, 0);
 }
 
+/* As far as the driver says anything. */
+static void test_driver_sees(void **state)
+{
+    const struct hr_gpu_params params = {
+        .device = "cuda", .act = HR_DTYPE_F32, .arena_bytes = 64 * HR_MIB};
+    struct hr_gpu_memory memory;
+    struct hr_gpu *gpu = NULL;
+    uint64_t bytes;
+
+    (void) state;
+    assert_int_equal(hr_gpu_device_bytes(&params, &bytes, NULL), 0);
+    assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
+    if (hr_gpu_memory(gpu, &memory)) {
+        assert_true(memory.taken_bytes >= params.arena_bytes);
+        assert_true(memory.used_bytes >= memory.taken_bytes);
+        printf("driver: %llu MiB, allocated %llu, predicted at most %llu\n",
+               hr_mib(memory.used_bytes), hr_mib(memory.taken_bytes), hr_mib(bytes));
+    }
+    hr_gpu_close(&gpu);
+}
+
 static void test_arena(void **state)
 {
     static const uint64_t sizes[] = {1, 63, 64, 65, 100000};
@@ -371,10 +392,11 @@ static void test_no_device(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names),    cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_arena),    cmocka_unit_test(test_stages),
-        cmocka_unit_test(test_no_room),  cmocka_unit_test(test_cancelled),
-        cmocka_unit_test(test_too_wide), cmocka_unit_test(test_no_device),
+        cmocka_unit_test(test_names),       cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_driver_sees), cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_stages),      cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_cancelled),   cmocka_unit_test(test_too_wide),
+        cmocka_unit_test(test_no_device),
     };
 
     return check_missing() ? 77 : cmocka_run_group_tests(tests, NULL, NULL);
