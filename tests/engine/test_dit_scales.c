@@ -223,7 +223,8 @@ static void test_forms(void **state)
     }
 }
 
-/* Fp8 without scales is what its bytes say: the same bits as those values in F32. */
+/* Fp8 without scales is what its bytes say. Not the same bits as those values in F32, which the
+ * matrix library reads where they lie: on CPUs with AVX-512 it adds up in another order there. */
 static void test_plain(void **state)
 {
     static float want[N], got[N];
@@ -240,7 +241,8 @@ static void test_plain(void **state)
     any_file_write(&file, path_of("plain.safetensors"));
     expect_runs("f32.safetensors", &params, want);
     expect_runs("plain.safetensors", &params, got);
-    assert_memory_equal(got, want, sizeof(got));
+    if (!(relative_rms(got, want) < 1e-6))
+        fail_msg("%.2e", relative_rms(got, want));
     any_file_free(&file);
 }
 
