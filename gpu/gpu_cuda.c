@@ -283,15 +283,21 @@ static int cuda_begin_thread(struct hr_gpu *gpu)
     return hr_cuda_check(e, "device") < 0 ? -ENODEV : 0;
 }
 
+/* ---- host memory ---------------------------------------------------------------------------- */
+
 static int cuda_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
 {
-    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
+    struct hr_cuda *cuda = (struct hr_cuda *) gpu;
+    const uintptr_t begin = (uintptr_t) base;
     cudaError_t e = cudaSetDevice(cuda->ordinal);
 
+    hr_assert(cuda->n_registered < HR_CUDA_REGISTERED_MAX);
     if (e == cudaSuccess)
         e = cudaHostRegister(base, size_bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
-    if (e == cudaSuccess)
+    if (e == cudaSuccess) {
+        cuda->registered[cuda->n_registered++] = (struct hr_host_range){begin, begin + size_bytes};
         return 0;
+    }
     (void) cudaGetLastError();
     hr_log(HR_LOG_INFO, "cuda: host memory is not registered, copies are slower: %s",
            cudaGetErrorString(e));
@@ -300,11 +306,31 @@ static int cuda_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
 
 static void cuda_unregister_host(struct hr_gpu *gpu, void *base)
 {
-    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
+    struct hr_cuda *cuda = (struct hr_cuda *) gpu;
+    size_t i = 0;
 
+    while (i < cuda->n_registered && cuda->registered[i].begin != (uintptr_t) base)
+        i++;
+    hr_assert(i < cuda->n_registered);
+    cuda->registered[i] = cuda->registered[--cuda->n_registered];
     cudaSetDevice(cuda->ordinal);
     cudaStreamSynchronize(cuda->copies);
     hr_cuda_check(cudaHostUnregister(base), "host memory");
+}
+
+/* Of so many bytes, those up to the next edge of registered memory, which no copy may cross. */
+static size_t up_to_edge(const struct hr_cuda *cuda, const void *host, size_t size_bytes)
+{
+    const uintptr_t at = (uintptr_t) host;
+
+    for (size_t i = 0; i < cuda->n_registered; i++) {
+        const struct hr_host_range *range = &cuda->registered[i];
+        const uintptr_t edge = at < range->begin ? range->begin : range->end;
+
+        if (edge > at && edge - at < size_bytes)
+            size_bytes = edge - at;
+    }
+    return size_bytes;
 }
 
 /* ---- copies --------------------------------------------------------------------------------- */
@@ -385,6 +411,22 @@ static int take_slot(struct hr_cuda *cuda, size_t size_bytes, uint64_t *ret_offs
     return 0;
 }
 
+static int copy_weight(const struct hr_cuda *cuda, unsigned char *dst, const void *host,
+                       size_t size_bytes)
+{
+    const unsigned char *src = host;
+    size_t n;
+    int r = 0;
+
+    for (size_t at = 0; at < size_bytes && r == 0; at += n) {
+        n = up_to_edge(cuda, src + at, size_bytes - at);
+        r = hr_cuda_check(
+            cudaMemcpyAsync(dst + at, src + at, n, cudaMemcpyHostToDevice, cuda->copies),
+            "copy of a weight");
+    }
+    return r;
+}
+
 static int cuda_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, const void *host,
                       size_t size_bytes)
 {
@@ -403,9 +445,7 @@ static int cuda_stage(struct hr_gpu *gpu, struct hr_gpu_weight *ret_weight, cons
         return r;
     const size_t i = ticket % HR_SLOTS_MAX;
 
-    r = hr_cuda_check(cudaMemcpyAsync(cuda->slot_memory + offset, host, size_bytes,
-                                      cudaMemcpyHostToDevice, cuda->copies),
-                      "copy of a weight");
+    r = copy_weight(cuda, cuda->slot_memory + offset, host, size_bytes);
     if (r == 0)
         r = hr_cuda_check(cudaEventRecord(cuda->copied[i], cuda->copies), "event");
     if (r == 0)

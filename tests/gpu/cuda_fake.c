@@ -131,6 +131,19 @@ cudaError_t cudaHostUnregister(void *p)
     return cudaSuccess;
 }
 
+int hr_played_crosses(const void *p, size_t size)
+{
+    const uintptr_t begin = (uintptr_t) p, end = begin + size;
+
+    for (size_t i = 0; i < n_registered; i++) {
+        const uintptr_t first = registered[i].begin, last = registered[i].end;
+
+        if ((begin < first && end > first) || (begin < last && end > last))
+            return 1;
+    }
+    return 0;
+}
+
 void hr_played_last_stream_ends(void)
 {
     if (n_registered > 0)

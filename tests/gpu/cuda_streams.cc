@@ -207,6 +207,8 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size, enum cudaMe
                             cudaStream_t stream)
 {
     (void) kind;
+    if (hr_played_crosses(dst, size) || hr_played_crosses(src, size))
+        return cudaErrorInvalidValue;
     player::ask(stream, [=] { memcpy(dst, src, size); });
     return cudaSuccess;
 }

@@ -14,6 +14,9 @@ extern "C" {
 /* Have run(arg) called in the order of the stream. */
 void hr_played_ask(cudaStream_t stream, void (*run)(void *arg), void *arg);
 
+/* Whether a copy would cross an edge of registered host memory, which the runtime refuses. */
+int hr_played_crosses(const void *p, size_t size);
+
 /* When no stream is left: nothing may be registered any more. */
 void hr_played_last_stream_ends(void);
 

@@ -157,7 +157,8 @@ static void test_arena(void **state)
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-enum source { PAGEABLE, REGISTERED, RING };
+/* IN_PIECES: the edges of what is registered lie inside weights. */
+enum source { PAGEABLE, REGISTERED, IN_PIECES, RING };
 
 /* As others would write into a ring on the device. Of a real one that takes its own queue. */
 static void put(struct hr_gpu *gpu, float *dst, const float *src, size_t n, enum source source)
@@ -166,6 +167,30 @@ static void put(struct hr_gpu *gpu, float *dst, const float *src, size_t n, enum
         assert_int_equal(hr_gpu_upload(gpu, dst, src, n * 4), 0);
     else
         memcpy(dst, src, n * 4);
+}
+
+enum { PAGE = 4096 };
+
+/* @return where weights are put */
+static float *begin_source(struct hr_gpu *gpu, float *memory, size_t n_bytes, enum source source)
+{
+    if (source == RING)
+        return hr_gpu_ring(gpu, &(uint64_t){0});
+    if (source == REGISTERED)
+        assert_int_equal(hr_gpu_register_host(gpu, memory, n_bytes), 0);
+    if (source != IN_PIECES)
+        return memory;
+    assert_int_equal(hr_gpu_register_host(gpu, memory, 2 * PAGE), 0);
+    assert_int_equal(hr_gpu_register_host(gpu, memory + 2 * PAGE / 4, PAGE), 0);
+    return memory + 100;
+}
+
+static void end_source(struct hr_gpu *gpu, float *memory, enum source source)
+{
+    if (source == REGISTERED || source == IN_PIECES)
+        hr_gpu_unregister_host(gpu, memory);
+    if (source == IN_PIECES)
+        hr_gpu_unregister_host(gpu, memory + 2 * PAGE / 4);
 }
 
 /* Weights of random sizes through slots that hold few of them, or used where they lie in a ring on
@@ -181,19 +206,16 @@ static void check_stages(enum source source)
                                          .slot_bytes = 3 * N * 4,
                                          .ring_bytes = source == RING ? bytes : 0,
                                          .arena_bytes = arena};
-    float *memory = aligned_alloc(HR_GPU_RING_STEP, bytes), *host = memory;
+    float *memory = aligned_alloc(HR_GPU_RING_STEP, bytes);
     static float want[N], got[N], one[N], values[N];
     struct hr_gpu_weight weights[HOST];
     struct hr_gpu *gpu = NULL;
 
-    assert_non_null(host);
-    memset(host, 0, bytes);
+    assert_non_null(memory);
+    memset(memory, 0, bytes);
     memset(want, 0, sizeof(want));
     assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
-    if (source == REGISTERED)
-        assert_int_equal(hr_gpu_register_host(gpu, host, bytes), 0);
-    if (source == RING)
-        host = hr_gpu_ring(gpu, &(uint64_t){0});
+    float *host = begin_source(gpu, memory, bytes, source);
     float *sum = hr_gpu_alloc(gpu, N * 4), *x = hr_gpu_alloc(gpu, N * 4);
     float *gate = hr_gpu_alloc(gpu, N * 4);
 
@@ -238,8 +260,7 @@ static void check_stages(enum source source)
     }
     assert_int_equal(hr_gpu_download(gpu, got, sum, sizeof(got)), 0);
     assert_memory_equal(got, want, sizeof(got));
-    if (source == REGISTERED)
-        hr_gpu_unregister_host(gpu, host);
+    end_source(gpu, memory, source);
     hr_gpu_close(&gpu);
     free(memory);
 }
@@ -248,6 +269,7 @@ static void test_stages(void **state)
 {
     (void) state;
     check_stages(REGISTERED);
+    check_stages(IN_PIECES);
     check_stages(PAGEABLE);
     check_stages(RING);
 }
