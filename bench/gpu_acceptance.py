@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that must be seen on a machine with an NVIDIA GPU, in one call of less than ten minutes.
 
-usage: gpu_acceptance.py BUILD_FOLDER [--libs FOLDER]... [--work FOLDER] [--vram SIZE] [--quick]
+usage: gpu_acceptance.py BUILD_FOLDER [--libs FOLDER]... [--work FOLDER] [--vram SIZE] [--quick | --full]
 
 Needs python3 alone, and a build folder made with tests and CUDA, which may have been copied from another
 machine: libraries that are missing here can be carried along in folders named by --libs. cuBLASLt and cuDNN
@@ -16,8 +16,11 @@ a table and exits 1 when a check failed. Without a GPU it says so and skips them
     cuDNN    where it is installed, attention by it: the same bodies, and its rates next to our kernel's
     forward  1024x1024 on blocks of the real width: time, reading and copying at once, and the memory that
              the driver reports against --vram; by GPUDirect Storage where cuFile has a direct path
+
+With --full, instead of all that, the whole model of 41 GB: see gpu_full.py.
 """
 import argparse
+import functools
 import glob
 import json
 import os
@@ -26,6 +29,8 @@ import sys
 import tempfile
 import threading
 import time
+
+from gpu_full import BLOCKS as FULL_BLOCKS, full
 
 LIMIT_S = 570
 BLOCKS = 2
@@ -36,8 +41,8 @@ class Run:
     def __init__(self, args):
         self.args = args
         self.begin = time.monotonic()
-        self.rows = []
-        self.env = dict(os.environ, HEADRACE_DEVICE="cuda")
+        self.rows, self.has_cudnn = [], False
+        self.env = dict(os.environ, HEADRACE_DEVICE=args.device)
         folders = list(args.libs) + nvidia_folders() + [os.environ.get("LD_LIBRARY_PATH", "")]
         self.env["LD_LIBRARY_PATH"] = ":".join(folder for folder in folders if folder)
 
@@ -62,6 +67,12 @@ class Run:
     def row(self, name, result, text=""):
         self.rows.append((name, result, text))
         print(f"{result:5} {name:44} {text}"[:200], flush=True)
+
+    @functools.lru_cache(maxsize=1)
+    def gpu_bytes(self):
+        """Of memory of the GPU that is free now; of none that nvidia-smi knows: 4 GB."""
+        mib = ask_driver("memory.free", self.args.device)
+        return mib * 2.0**20 if mib else 4e9
 
     def check(self, name, code, good, bad):
         self.row(name, "ok" if code == 0 else "FAIL", good if code == 0 else f"exit {code}: {bad}")
@@ -107,17 +118,19 @@ def figures(out):
 
 
 def rates(run, model, *options, only=""):
-    code, out, tail = run.command(run.path("cli/headrace"), "bench", model, "--device", "cuda", "--vram", run.args.vram,
-                                  "--json", "--quiet", *options)
+    """@return medians by the part of their names before the comma"""
+    code, out, tail = run.command(run.path("cli/headrace"), "bench", model, "--device", run.args.device, "--vram",
+                                  run.args.vram, "--json", "--quiet", *options)
     if code:
-        return run.check(" ".join(str(word) for word in ("rates", *options)), code, "", tail)
+        run.check(" ".join(str(word) for word in ("rates", *options)), code, "", tail)
+        return {}
     result = json.loads(out)
     print(f"rates of {result['device']}, a picture of {result['picture_tokens']} tokens, {result['turns']} turns, "
           f"{result['backend']}, {'direct' if result['direct'] else 'buffered'}")
     for rate in result["rates"]:
         if not rate["name"].startswith(only):
             continue
-        name = ", ".join((rate["name"], *options[1:2]))
+        name = ", ".join((rate["name"], *(options[1:2] if options[:1] != ("--turns",) else ())))
         if rate["not_measured"]:
             run.row(name, "FAIL", rate["not_measured"])
             continue
@@ -125,6 +138,7 @@ def rates(run, model, *options, only=""):
         if rate["share_of"]:
             text += f", {100 * rate['share']:.0f} % of {rate['share_of'].split(',')[0]}"
         run.row(name, "ok", text)
+    return {rate["name"].split(",")[0]: rate["median"] for rate in result["rates"] if not rate["not_measured"]}
 
 
 def by_cudnn(run, model):
@@ -138,26 +152,29 @@ def by_cudnn(run, model):
         rates(run, model, "--attention", "cudnn", "--turns", 3, only="attention")
 
 
+def ask_driver(what, device):
+    """MiB, or 0 where nvidia-smi says nothing."""
+    number = device.partition(":")[2] or "0"
+    try:
+        out = subprocess.run(["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", "-i", number],
+                             capture_output=True, text=True, check=False, timeout=20).stdout
+        return int(out.strip().split("\n")[0])
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return 0
+
+
 class Watch(threading.Thread):
-    """The most memory that the driver reports as used, and what was used before."""
+    """The most memory that nvidia-smi reports as used, and what was used before."""
 
-    def __init__(self):
+    def __init__(self, device):
         super().__init__(daemon=True)
-        self.before, self.peak, self.stop = self.used(), 0, False
-
-    @staticmethod
-    def used():
-        try:
-            out = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"],
-                                 capture_output=True, text=True, check=False, timeout=20).stdout
-            return int(out.strip().split("\n")[0])
-        except (OSError, ValueError, subprocess.TimeoutExpired):
-            return 0
+        self.device, self.peak, self.stop = device, 0, False
+        self.before = ask_driver("memory.used", device)
 
     def run(self):
         while not self.stop:
-            self.peak = max(self.peak, self.used())
-            time.sleep(0.02)
+            self.peak = max(self.peak, ask_driver("memory.used", self.device))
+            time.sleep(0.2)
 
 
 def make_model(run, work):
@@ -177,12 +194,16 @@ def forward(run, model, work):
                                 "--output", inputs)
     if code:
         return run.check("inputs to run with", code, "", tail)
+    states = os.path.join(work, "states.json")
+    with open(states, "w", encoding="ascii") as f:
+        json.dump([{"module": "*", "offload": {"device": "cpu"}}], f)
     for name, vram, options in (
             ("forward 1024x1024", run.args.vram, []), ("again", run.args.vram, []),
             ("ring 96 MiB, blocks 1 MiB", run.args.vram, ["--ring", "96MiB", "--block-size", "1MiB"]),
             ("third, weights on the GPU", "6GiB", ["--repeat", 3]),
+            ("third, weights in the host's memory", run.args.vram, ["--repeat", 3, "--states", states]),
             ("past the host's memory", run.args.vram, ["--io", "cufile"])):
-        output, watch = os.path.join(work, f"out{len(outputs)}.safetensors"), Watch()
+        output, watch = os.path.join(work, f"out{len(outputs)}.safetensors"), Watch(run.args.device)
         watch.start()
         code, out, tail = run.command(headrace, "forward", model, "--inputs", inputs, "--output", output, "--json",
                                       "--timestep", 750, "--vram", vram, *options)
@@ -198,7 +219,7 @@ def forward(run, model, work):
             rates(run, model, "--io", "cufile", "--turns", 3, only="disk")
         with open(output, "rb") as f:
             outputs.append(f.read())
-        text = f"{time_of(out)}, driver reports {watch.peak - watch.before} MiB more than before"
+        text = f"{time_of(out)}, nvidia-smi reports {watch.peak - watch.before} MiB more than before"
         fits = watch.peak - watch.before <= mib(vram)
         run.row(name, "ok" if fits or not watch.peak else "FAIL", f"{text}; --vram {vram}")
     if len(outputs) > 1:
@@ -214,11 +235,9 @@ def mib(size):
 
 
 def time_of(out):
-    try:
-        stats = json.loads(out)
-        return f"{stats['wall_s']:.3f} s, disk {stats['disk_gbps']:.2f} GB/s while copying and computing"
-    except (ValueError, KeyError, TypeError):
-        return "done"
+    stats = json.loads(out)
+    driver = f"{stats['device_peak_bytes'] / 2**20:.0f} MiB" if stats["device_peak_bytes"] else "nothing"
+    return f"{stats['wall_s']:.3f} s, disk {stats['disk_gbps']:.2f} GB/s meanwhile, statistics say {driver}"
 
 
 def main():
@@ -227,28 +246,51 @@ def main():
     parser.add_argument("--libs", action="append", default=[], metavar="FOLDER")
     parser.add_argument("--work", help="where a model is made, of 1.5 GB without --quick (default: a temporary folder)")
     parser.add_argument("--vram", default="2GiB")
+    parser.add_argument("--device", default="cuda", help="such as cuda:1")
     parser.add_argument("--quick", action="store_true", help="a small model, no forward")
+    parser.add_argument("--full", action="store_true", help="the whole model instead, 41 GB")
+    parser.add_argument("--blocks", type=int, default=FULL_BLOCKS, help="of it at most")
+    parser.add_argument("--size", type=int, default=1024, help="of its picture, pixels each way")
     run = Run(parser.parse_args())
     if not os.access(run.path("tests/gpu/test_gpu_cuda"), os.X_OK):
         sys.exit(f"{run.args.build} has no tests; configure it with -Dtests=true, build it and name that folder")
-    n_checks = len(TESTS) + RATES + 4 + (0 if run.args.quick else 6)
-    code, _, tail = run.command(run.path("tests/gpu/test_gpu_cuda"))
-    if code == 77:
-        print(f"no GPU: {n_checks} checks skipped ({tail.split('skipped: ')[-1]})")
+    if run.args.device.startswith("cuda") and not answers(run):
         return 0
-    print(f"{code and 'a' or 'the'} device answers; libraries from {run.env['LD_LIBRARY_PATH'] or 'the system'}")
-    tests(run)
     with tempfile.TemporaryDirectory(dir=run.args.work) as work:
-        model = make_model(run, work)
-        if model:
-            rates(run, model)
-        by_cudnn(run, model)
-        if model and not run.args.quick:
-            forward(run, model, work)
+        if run.args.full:
+            whole_model(run, work)
+        else:
+            tests(run)
+            model = make_model(run, work)
+            if model:
+                rates(run, model)
+            by_cudnn(run, model)
+            if model and not run.args.quick:
+                forward(run, model, work)
     failed = [row for row in run.rows if row[1] == "FAIL"]
     passed = sum(row[1] == "ok" for row in run.rows)
     print(f"{passed} passed, {len(failed)} failed, {time.monotonic() - run.begin:.0f} s")
     return 1 if failed else 0
+
+
+def answers(run):
+    """Whether there is a GPU to check."""
+    n_checks = 4 if run.args.full else len(TESTS) + RATES + 4 + (0 if run.args.quick else 7)
+    code, _, tail = run.command(run.path("tests/gpu/test_gpu_cuda"))
+    if code == 77:
+        print(f"no GPU: {n_checks} checks skipped ({tail.split('skipped: ')[-1]})")
+        return False
+    print(f"{code and 'a' or 'the'} device answers; libraries from {run.env['LD_LIBRARY_PATH'] or 'the system'}")
+    return True
+
+
+def whole_model(run, work):
+    model = make_model(run, work)
+    medians = rates(run, model, "--turns", 3) if model else {}
+    code, _, _ = run.command(run.path("tests/gpu/test_gpu_attention"), HEADRACE_TEST_ATTENTION="cudnn")
+    run.has_cudnn = code == 0 and run.args.device.startswith("cuda")
+    if medians:
+        full(run, work, medians)
 
 
 sys.exit(main())

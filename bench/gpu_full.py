@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The targets of the whole model on a GPU: a forward of 1024x1024 pixels and 5 text tokens against the disk and
+the link, its memory, and with all weights on the GPU its arithmetic against the fastest product that is to be had:
+PyTorch's of 8192 x 8192 x 8192 where python3 has it with CUDA, or our own large square one.
+
+Part of gpu_acceptance.py. As many of the 60 blocks as disk, time and GPU allow; each row says how many.
+"""
+import json
+import os
+import shutil
+import statistics
+
+BLOCKS, BLOCK_BYTES, WIDTH = 60, 681e6, 3072
+TEXT_TOKENS = 5
+RATIO_MAX, SHARE_MIN, MEMORY_MAX = 1.10, 0.60, 1.0e9
+PASSES = 5.5  # over the model: made, read by ours and alone twice each, and once more to stay; rounded up
+
+
+def tera_operations(n_blocks, size):
+    """Of one forward, in 10^12; a product counts 2 for each token, row and column. Without embeddings and head."""
+    image, width = (size // 16) ** 2, WIDTH
+    products = 2 * 12 * width * width * (image + TEXT_TOKENS)  # q, k, v, out and the MLP, of both streams
+    attention = 4 * (image + TEXT_TOKENS) ** 2 * width
+    modulation = 2 * 2 * 6 * width * width
+    return n_blocks * (products + attention + modulation) / 1e12
+
+
+TORCH = """
+import torch
+a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+times = []
+for i in range(25):
+    begin.record(); c = a @ b; end.record(); end.synchronize()
+    times.append(begin.elapsed_time(end))
+print(2 * 8192**3 / sorted(times[5:])[10] / 1e9)
+"""
+
+
+def peak_tflops(run, square):
+    """@return the device's rate of products in bf16, and whose it is"""
+    if run.args.device == "cuda":
+        code, out, _ = run.command("python3", "-c", TORCH)
+        if code == 0 and float(out) > square:
+            return float(out), "PyTorch's product"
+    return square, "our square product"
+
+
+def blocks_that_fit(run, work, disk_gbps):
+    """By the disk's space, with a tenth left free, and by the time that is left."""
+    space = 0.9 * shutil.disk_usage(work).free
+    time = 0.8 * run.left() * disk_gbps * 1e9 / PASSES
+    return max(1, min(run.args.blocks, int(min(space, time) / BLOCK_BYTES)))
+
+
+def forward(run, model, inputs, *options):
+    code, out, tail = run.command(run.path("cli/headrace"), "forward", model, "--inputs", inputs, "--timestep", 750,
+                                  "--device", run.args.device, "--json", "--quiet", *options)
+    if code:
+        raise RuntimeError(f"exit {code}: {tail}")
+    return json.loads(out)
+
+
+def read_alone(run, model):
+    """Seconds for the same bytes in the same order, with nothing behind them."""
+    code, out, tail = run.command(run.path("bench/bench_stream"), model)
+    if code:
+        raise RuntimeError(f"exit {code}: {tail}")
+    return json.loads(out)["wall_s"]
+
+
+def against_disk_and_link(run, model, inputs, what, link_gbps):
+    """Ours, alone, alone, ours: a disk that is shared changes within minutes."""
+    ours = [forward(run, model, inputs, "--vram", run.args.vram)]
+    alone = [read_alone(run, model), read_alone(run, model)]
+    ours.append(forward(run, model, inputs, "--vram", run.args.vram))
+    disk_s = statistics.mean(alone)
+    link_s = ours[0]["copied_bytes"] / link_gbps / 1e9 if link_gbps else 0.0
+    wall_s = statistics.mean(o["wall_s"] for o in ours)
+    ratio, spread = wall_s / max(disk_s, link_s), abs(alone[0] - alone[1]) / disk_s
+    compute_s = max(o["wall_s"] - o["stall_disk_s"] for o in ours)
+    text = (f"{ours[0]['wall_s']:.2f} {ours[1]['wall_s']:.2f} s, disk alone {alone[0]:.2f} {alone[1]:.2f} s, link "
+            f"{link_s:.2f} s, not waiting for the disk {compute_s:.2f} s: {ratio:.3f}")
+    result = "ok" if ratio <= RATIO_MAX else "noise" if spread > 0.05 or compute_s > disk_s else "FAIL"
+    run.row(f"{what}, to max(disk, link)", result, text)
+    memory(run, what, ours[0])
+
+
+def memory(run, what, stats):
+    if stats["device_peak_bytes"] is None:
+        return run.row(f"{what}, memory of the GPU", "none", "the driver does not say")
+    above = stats["device_peak_bytes"] - stats["device_context_bytes"]
+    context, predicted = stats["device_context_bytes"] / 1e9, stats["predicted"]["device_memory_bytes"] / 1e9
+    text = (f"{above / 1e9:.3f} GB above driver and libraries ({context:.3f} GB when opened); predicted at most "
+            f"{predicted:.3f} GB, an allowance for those included")
+    run.row(f"{what}, memory of the GPU", "ok" if above <= MEMORY_MAX else "FAIL", text)
+
+
+def all_on_the_gpu(run, model, inputs, n_blocks, square):
+    """The later of several forwards, of as many blocks as the GPU's memory holds."""
+    n = min(n_blocks, int((run.gpu_bytes() - 3e9) / BLOCK_BYTES))
+    if n < 1 or not square:
+        return run.row("all weights on the GPU", "none", "too little memory, or no square product to compare with")
+    peak, whose = peak_tflops(run, square)
+    vram = f"{int(n * BLOCK_BYTES / 2**20) + 2600}MiB"
+    for attention in ("own", "cudnn") if run.has_cudnn else ("own",):
+        stats = forward(run, model, inputs, "--vram", vram, "--repeat", 4, "--layers", n, "--attention", attention)
+        seconds = min(stats["forwards_wall_s"][1:])
+        tflops = tera_operations(n, run.args.size) / seconds
+        share = tflops / peak
+        text = (f"{seconds:.3f} s, {tflops:.3g} TFLOP/s, {100 * share:.0f} % of {peak:.3g} ({whose}), "
+                f"{stats['copied_bytes'] / 1e6:.0f} MB copied")
+        good = share >= SHARE_MIN and stats["copied_bytes"] == 0
+        run.row(f"{n} blocks on the GPU, attention {attention}", "ok" if good else "FAIL", text)
+    return None
+
+
+def full(run, work, rates):
+    """@param rates  medians by the first words of their names, of `bench --device`"""
+    n = blocks_that_fit(run, work, rates.get("disk alone", 1.0))
+    model, inputs = os.path.join(work, "full"), os.path.join(work, "full.safetensors")
+    headrace, what = run.path("cli/headrace"), f"{n} blocks, {run.args.size}x{run.args.size}"
+    try:
+        for words in (["synth", model, "--layers", n],
+                      ["inputs", model, "--width", run.args.size, "--height", run.args.size,
+                       "--text-tokens", TEXT_TOKENS, "--output", inputs]):
+            code, _, tail = run.command(headrace, *words)
+            if code:
+                raise RuntimeError(f"{words[0]}: exit {code}: {tail}")
+        against_disk_and_link(run, model, inputs, what, rates.get("copy from registered memory"))
+        all_on_the_gpu(run, model, inputs, n, rates.get("square"))
+    except (RuntimeError, KeyError, ValueError) as e:
+        run.row(what, "FAIL", str(e))
+    finally:
+        shutil.rmtree(model, ignore_errors=True)
