@@ -38,23 +38,21 @@ static_assert(QUERIES * HEAD * 2 == 2 * TILE_BYTES, "the queries pass through bo
 
 constexpr float SCALE_LOG2 = SCALE * 1.4426950408889634f; /* for exp2 */
 
-/* Rows first .. first + n_rows - 1 of one head into a tile, by the whole block. */
+/* Rows first .. first + N_ROWS - 1 of one head into a tile, by the whole block: a thread has one
+ * column of chunks. */
+template <unsigned N_ROWS>
 __device__ __forceinline__ void copy_rows(uint32_t tile, const uint16_t *base, size_t stride,
-                                          size_t first, size_t n, unsigned n_rows)
+                                          size_t first, size_t n)
 {
-#pragma unroll 4
-    for (unsigned i = threadIdx.x; i < n_rows * 16; i += THREADS) {
-        const unsigned row = i / 16, chunk = i % 16;
-        const bool is_valid = first + row < n;
-        const size_t at = (is_valid ? first + row : 0) * stride + chunk * 8;
+    constexpr unsigned CHUNKS = HEAD / 8, STEP = THREADS / CHUNKS;
+    const unsigned row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    const uint16_t *from = base + (first + row) * stride + chunk * 8;
+    const uint32_t to = tile + hr_cuda_tile_at(row, chunk);
+    static_assert(STEP % 8 == 0, "in each row that a thread has its chunk lies at the same place");
 
-        copy_chunk(tile + hr_cuda_tile_at(row, chunk), base + at, is_valid);
-    }
-}
-
-__device__ __forceinline__ uint32_t pack(float low, float high)
-{
-    return hr_cuda_to_bf16(low) | (uint32_t) hr_cuda_to_bf16(high) << 16;
+#pragma unroll
+    for (unsigned i = 0; i < N_ROWS; i += STEP)
+        copy_chunk(to + i * HEAD * 2, from + i * stride, first + row + i < n);
 }
 
 /* What a warp keeps of its 16 queries; index 0 and 1: rows l / 4 and l / 4 + 8. */
@@ -108,13 +106,14 @@ __device__ __forceinline__ void softmax(float (*s)[4], state &st)
             m = fmaxf(m, fmaxf(s[i][2 * r], s[i][2 * r + 1]));
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1)); /* the four lanes of a row */
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-        const float a = exp2f((st.m[r] - m) * SCALE_LOG2); /* 0 at first: m is -infinity */
+        const float top = -m * SCALE_LOG2;
+        const float a = power_of_2(__fmaf_rn(st.m[r], SCALE_LOG2, top)); /* 0 at first: -infinity */
 
         st.m[r] = m;
 #pragma unroll
         for (int i = 0; i < KEY_TILES; i++) {
-            s[i][2 * r] = exp2f((s[i][2 * r] - m) * SCALE_LOG2);
-            s[i][2 * r + 1] = exp2f((s[i][2 * r + 1] - m) * SCALE_LOG2);
+            s[i][2 * r] = power_of_2(__fmaf_rn(s[i][2 * r], SCALE_LOG2, top));
+            s[i][2 * r + 1] = power_of_2(__fmaf_rn(s[i][2 * r + 1], SCALE_LOG2, top));
             sum += s[i][2 * r] + s[i][2 * r + 1];
         }
         st.sum[r] = st.sum[r] * a + sum;
@@ -132,8 +131,10 @@ __device__ __forceinline__ void add_values(state &st, const float (*s)[4], uint3
 {
 #pragma unroll
     for (int i = 0; i < KEY_TILES; i += 2) {
-        const uint32_t p[4] = {pack(s[i][0], s[i][1]), pack(s[i][2], s[i][3]),
-                               pack(s[i + 1][0], s[i + 1][1]), pack(s[i + 1][2], s[i + 1][3])};
+        const uint32_t p[4] = {hr_cuda_to_bf16_pair(s[i][0], s[i][1]),
+                               hr_cuda_to_bf16_pair(s[i][2], s[i][3]),
+                               hr_cuda_to_bf16_pair(s[i + 1][0], s[i + 1][1]),
+                               hr_cuda_to_bf16_pair(s[i + 1][2], s[i + 1][3])};
         const unsigned row = i * 8 + (lane & 15);
 
 #pragma unroll
@@ -161,11 +162,13 @@ __device__ __forceinline__ void write_rows(const hr_cuda_attention &p, state &st
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
         if (row >= p.n_q)
             continue;
+        const float factor = 1.0f / sum;
         uint16_t *out = (uint16_t *) p.out + row * stride + blockIdx.y * HEAD + 2 * (lane % 4);
 
 #pragma unroll
         for (int i = 0; i < HEAD_TILES; i++)
-            *(uint32_t *) (out + i * 8) = pack(st.o[i][2 * r] / sum, st.o[i][2 * r + 1] / sum);
+            *(uint32_t *) (out + i * 8) =
+                hr_cuda_to_bf16_pair(st.o[i][2 * r] * factor, st.o[i][2 * r + 1] * factor);
     }
 }
 
@@ -180,7 +183,7 @@ __device__ __forceinline__ void attend(const hr_cuda_attention &p)
     const uint16_t *k = (const uint16_t *) p.k + head, *v = (const uint16_t *) p.v + head;
     state st;
 
-    copy_rows(k_tile, (const uint16_t *) p.q + head, stride, first, p.n_q, QUERIES);
+    copy_rows<QUERIES>(k_tile, (const uint16_t *) p.q + head, stride, first, p.n_q);
     copies_wait();
     __syncthreads();
 #pragma unroll
@@ -188,7 +191,7 @@ __device__ __forceinline__ void attend(const hr_cuda_attention &p)
         load_matrices(st.q[step],
                       k_tile + hr_cuda_tile_at(warp * 16 + (lane & 15), step * 2 + (lane >> 4)));
     __syncthreads();
-    copy_rows(k_tile, k, stride, 0, p.n_k, KEYS);
+    copy_rows<KEYS>(k_tile, k, stride, 0, p.n_k);
 
 #pragma unroll
     for (int i = 0; i < HEAD_TILES; i++)
@@ -200,12 +203,12 @@ __device__ __forceinline__ void attend(const hr_cuda_attention &p)
 
         copies_wait();
         __syncthreads(); /* K is here; the last V has been used by all */
-        copy_rows(v_tile, v, stride, key, p.n_k, KEYS);
+        copy_rows<KEYS>(v_tile, v, stride, key, p.n_k);
         scores(s, st, k_tile, lane);
         copies_wait();
         __syncthreads(); /* V is here; K has been used by all */
         if (key + KEYS < p.n_k)
-            copy_rows(k_tile, k, stride, key + KEYS, p.n_k, KEYS);
+            copy_rows<KEYS>(k_tile, k, stride, key + KEYS, p.n_k);
         else
             mask(s, p.n_k - key, lane);
         softmax(s, st);

@@ -48,7 +48,7 @@ __device__ __forceinline__ void multiply(float *c, const uint32_t *a, uint32_t b
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* 16 bytes to shared memory, or zeros; done after copies_wait(). */
+/* 16 bytes to shared memory, or zeros, for which `from` is not read; done after copies_wait(). */
 __device__ __forceinline__ void copy_chunk(uint32_t to, const void *from, bool is_valid)
 {
     const int n_bytes = is_valid ? 16 : 0;
@@ -68,6 +68,15 @@ __device__ __forceinline__ void copies_wait(void)
 __device__ __forceinline__ uint32_t shared_address(const void *p)
 {
     return (uint32_t) __cvta_generic_to_shared(p);
+}
+
+/* 2^x to 2 units in the last place; 0 below 2^-126. */
+__device__ __forceinline__ float power_of_2(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 #endif /* compute capability 8.0 */

@@ -11,6 +11,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define HR_CUDA_CONVERTS_BF16 1
+#endif
+
 #ifdef __CUDACC__
 #define HR_HD   static __host__ __device__ __forceinline__
 #define HR_SLOW static __host__ __device__ __noinline__
@@ -51,14 +55,32 @@ HR_HD float hr_cuda_from_bf16(uint32_t h)
     return hr_cuda_float(h << 16);
 }
 
-/* Nearest, ties to even; NaN stays NaN. */
+/* Two as they lie in memory. Nearest, ties to even; NaN stays NaN. */
+HR_HD uint32_t hr_cuda_to_bf16_pair(float low, float high);
+
 HR_HD uint16_t hr_cuda_to_bf16(float f)
 {
+#ifdef HR_CUDA_CONVERTS_BF16
+    return (uint16_t) hr_cuda_to_bf16_pair(f, 0.0f);
+#else
     const uint32_t bits = hr_cuda_bits(f);
 
     if ((bits & 0x7fffffffu) > 0x7f800000u)
         return (uint16_t) (bits >> 16 | 0x40);
     return (uint16_t) ((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+#endif
+}
+
+HR_HD uint32_t hr_cuda_to_bf16_pair(float low, float high)
+{
+#ifdef HR_CUDA_CONVERTS_BF16
+    uint32_t pair;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return hr_cuda_to_bf16(low) | (uint32_t) hr_cuda_to_bf16(high) << 16;
+#endif
 }
 
 /* ---- weights ------------------------------------------------------------------------------ */

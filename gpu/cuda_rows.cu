@@ -66,8 +66,7 @@ __global__ void cast_kernel(struct hr_cuda_cast p)
 
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                words[j] = hr_cuda_to_bf16(v[2 * j]) | (uint32_t) hr_cuda_to_bf16(v[2 * j + 1])
-                                                           << 16;
+                words[j] = hr_cuda_to_bf16_pair(v[2 * j], v[2 * j + 1]);
             *(uint4 *) ((uint16_t *) p.dst + at) =
                 make_uint4(words[0], words[1], words[2], words[3]);
             continue;

@@ -90,6 +90,11 @@ static inline float __fmaf_rn(float a, float b, float c)
     return std::fmaf(a, b, c);
 }
 
+static inline float power_of_2(float x)
+{
+    return x < -126.0f ? 0.0f : std::exp2(x);
+}
+
 /* ---- gpu/cuda_device.cuh -------------------------------------------------------------------- */
 
 static inline uint32_t shared_address(const void *p)
