@@ -136,39 +136,68 @@ HR_HD float hr_cuda_decode(uint32_t bits, struct hr_cuda_format f)
     return hr_cuda_float(hr_cuda_bits(v) | sign);
 }
 
-/* n elements at any address, byte by byte. */
-HR_SLOW void hr_cuda_load_bytes(uint32_t *bits, const unsigned char *p, uint32_t size, size_t n)
+/* The bytes of a group as they lie, those of values beyond its end 0; of dtypes of less than 4 bytes
+ * only the first words count. */
+struct hr_cuda_raw {
+    uint32_t words[HR_CUDA_GROUP];
+};
+
+HR_SLOW void hr_cuda_load_bytes(uint32_t *words, const unsigned char *p, size_t n_bytes)
 {
-    for (size_t i = 0; i < HR_CUDA_GROUP; i++) {
-        bits[i] = 0;
-        for (uint32_t j = 0; j < size && i < n; j++)
-            bits[i] |= (uint32_t) p[i * size + j] << 8 * j;
+    for (size_t i = 0; i < HR_CUDA_GROUP; i++)
+        words[i] = 0;
+    for (size_t i = 0; i < n_bytes; i++)
+        words[i / 4] |= (uint32_t) p[i] << i % 4 * 8;
+}
+
+/* Where a whole group can be read in words. */
+HR_HD bool hr_cuda_is_aligned(const unsigned char *p, uint32_t size)
+{
+    return (uintptr_t) p % (size == 1 ? 8 : 16) == 0;
+}
+
+HR_HD void hr_cuda_load_words(struct hr_cuda_raw *raw, const unsigned char *p, uint32_t size)
+{
+    if (size == 4)
+        memcpy(raw->words, __builtin_assume_aligned(p, 16), 32);
+    else if (size == 2)
+        memcpy(raw->words, __builtin_assume_aligned(p, 16), 16);
+    else
+        memcpy(raw->words, __builtin_assume_aligned(p, 8), 8);
+}
+
+/* The group of n (0 to HR_CUDA_GROUP) values at p, at any address. */
+HR_HD void hr_cuda_load_raw(struct hr_cuda_raw *raw, const unsigned char *p, uint32_t size,
+                            size_t n)
+{
+    if (n < HR_CUDA_GROUP || !hr_cuda_is_aligned(p, size)) {
+        uint32_t words[HR_CUDA_GROUP]; /* of its own: an array that is passed on lies in memory */
+
+        hr_cuda_load_bytes(words, p, n * size);
+        for (int i = 0; i < HR_CUDA_GROUP; i++)
+            raw->words[i] = words[i];
+    } else {
+        hr_cuda_load_words(raw, p, size);
     }
 }
 
-/* The group of n (0 to HR_CUDA_GROUP) values at p, the rest 0. Whole groups at aligned addresses
- * are read in words, the same values either way. */
+/* Its i-th value. */
+HR_HD float hr_cuda_value(const struct hr_cuda_raw *raw, struct hr_cuda_format f, int i)
+{
+    if (f.size == 4)
+        return hr_cuda_decode(raw->words[i], f);
+    if (f.size == 2)
+        return hr_cuda_decode(raw->words[i / 2] >> i % 2 * 16 & 0xffff, f);
+    return hr_cuda_decode(raw->words[i / 4] >> i % 4 * 8 & 0xff, f);
+}
+
 HR_HD void hr_cuda_load_group(float *v, const unsigned char *p, struct hr_cuda_format f, size_t n)
 {
-    uint32_t bits[HR_CUDA_GROUP], words[HR_CUDA_GROUP];
+    struct hr_cuda_raw raw;
 
-    if (n < HR_CUDA_GROUP || (uintptr_t) p % (f.size == 1 ? 8 : 16) != 0) {
-        hr_cuda_load_bytes(words, p, f.size, n);
-        for (int i = 0; i < HR_CUDA_GROUP; i++)
-            bits[i] = words[i];
-    } else if (f.size == 4) {
-        memcpy(bits, __builtin_assume_aligned(p, 16), 32);
-    } else if (f.size == 2) {
-        memcpy(words, __builtin_assume_aligned(p, 16), 16);
-        for (int i = 0; i < HR_CUDA_GROUP; i++)
-            bits[i] = words[i / 2] >> i % 2 * 16 & 0xffff;
-    } else {
-        memcpy(words, __builtin_assume_aligned(p, 8), 8);
-        for (int i = 0; i < HR_CUDA_GROUP; i++)
-            bits[i] = words[i / 4] >> i % 4 * 8 & 0xff;
-    }
+    hr_cuda_load_raw(&raw, p, f.size, n);
     for (int i = 0; i < HR_CUDA_GROUP; i++)
-        v[i] = hr_cuda_decode(bits[i], f);
+        v[i] = hr_cuda_value(&raw, f, i);
 }
 
 /* ---- activations ---------------------------------------------------------------------------- */

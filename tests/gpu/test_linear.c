@@ -68,7 +68,7 @@ static void layer_init(struct layer *l, struct check_rng *rng, const struct hr_l
     struct hr_linear *p = &l->p;
 
     *p = *shape;
-    p->x_stride = p->n_in + check_pick(rng, 3);
+    p->x_stride = p->n_in + check_pick(rng, 2) * check_pick(rng, 9);
     p->out_stride = p->n_out + check_pick(rng, 3);
     p->gate_split = check_pick(rng, p->n_tokens + 2);
     p->gate_stride = p->n_out + check_pick(rng, 3);
@@ -249,6 +249,9 @@ static void test_tiles(void **state)
         {12, 3 * HR_TILE_K + 5, 9},
         {5, HR_TILE_K - 1, 63},
         {8, 2 * HR_TILE_K + 1, 65},
+        {1, 1544, 9}, /* rows of whole vectors */
+        {4, 776, 33},
+        {6, 264, 20},
     };
     struct check_rng rng = check_seed();
     struct devices d;
@@ -274,7 +277,8 @@ static void test_tiles(void **state)
 static void test_same_bits(void **state)
 {
     static const unsigned n_threads[] = {1, 2, 3, 5};
-    static const size_t sizes[][3] = {{5, 1030, 200}, {70, 1030, 200}, {600, 40, 260}};
+    static const size_t sizes[][3] = {
+        {5, 1030, 200}, {3, 1544, 66}, {70, 1030, 200}, {600, 40, 260}};
     struct check_rng rng = check_seed();
     struct layer l[HR_ARRAY_SIZE(sizes) * 4];
     const struct check_device device = check_device_first();
@@ -297,7 +301,7 @@ static void test_same_bits(void **state)
 
         for (size_t i = 0; i < HR_ARRAY_SIZE(l); i++) {
             const size_t n_bytes = l[i].p.n_in * l[i].p.n_out * check_dtype_bytes(l[i].p.w_dtype);
-            void *moved = check_alloc(n_bytes, check_pick(&rng, 64));
+            void *moved = check_alloc(n_bytes, n == 0 ? 0 : check_pick(&rng, 64));
 
             memcpy(moved, l[i].w, n_bytes);
             l[i].p.w = moved;
@@ -375,7 +379,7 @@ static void test_tokens_are_independent(void **state)
                                             .w_dtype = w_dtypes[i / 2],
                                             .out_dtype = HR_DTYPE_F32,
                                             .n_tokens = n,
-                                            .n_in = 1030,
+                                            .n_in = n % 2 ? 1544 : 1030,
                                             .n_out = 67};
             const struct check_device device = check_device_first();
             struct hr_gpu *gpu = check_device_open(&device, HR_DTYPE_BF16, 2);
