@@ -136,8 +136,8 @@ HR_HD float hr_cuda_decode(uint32_t bits, struct hr_cuda_format f)
     return hr_cuda_float(hr_cuda_bits(v) | sign);
 }
 
-/* The bytes of a group as they lie, those of values beyond its end 0; of dtypes of less than 4 bytes
- * only the first words count. */
+/* The bytes of a group as they lie, those of values beyond its end 0; of dtypes of less than 4
+ * bytes only the first words count. */
 struct hr_cuda_raw {
     uint32_t words[HR_CUDA_GROUP];
 };
@@ -246,30 +246,74 @@ struct hr_cuda_epilogue {
     size_t gate_split, gate_stride;
 };
 
+/* a * b, rounded: not a part of a fused operation, so that scaling apart or here is the same. */
+HR_HD float hr_cuda_times(float a, float b)
+{
+#ifdef __CUDA_ARCH__
+    return __fmul_rn(a, b);
+#else
+    return a * b;
+#endif
+}
+
+/* Of a sum y; scale 1 and bias 0: none. old: what out holds, for a gated residual. */
+HR_HD float hr_cuda_epilogue_value(enum hr_cuda_epilogue_kind kind, float y, float scale,
+                                   float bias, float gate, float old)
+{
+    y = hr_cuda_times(y, scale) + bias;
+    switch (kind) {
+    case HR_CUDA_EPILOGUE_GELU_TANH:
+        return hr_cuda_act_gelu_tanh(y);
+    case HR_CUDA_EPILOGUE_QUICK_GELU:
+        return hr_cuda_act_quick_gelu(y);
+    case HR_CUDA_EPILOGUE_SILU:
+        return hr_cuda_act_silu(y);
+    case HR_CUDA_EPILOGUE_GATED_RESIDUAL:
+        return old + gate * y;
+    default:
+        return y;
+    }
+}
+
+HR_HD float hr_cuda_epilogue_scale(const struct hr_cuda_epilogue *e, size_t column)
+{
+    return e->w_scale ? e->w_scale[column * e->w_scale_stride] : 1.0f;
+}
+
+HR_HD float hr_cuda_epilogue_bias(const struct hr_cuda_epilogue *e, size_t column)
+{
+    return e->bias ? e->bias[column] : 0.0f;
+}
+
+HR_HD float hr_cuda_epilogue_gate(const struct hr_cuda_epilogue *e, size_t row, size_t column)
+{
+    return e->gate[(row >= e->gate_split ? e->gate_stride : 0) + column];
+}
+
 /* Of row t and column n of the part. */
 HR_HD void hr_cuda_epilogue_one(const struct hr_cuda_epilogue *e, size_t t, size_t n)
 {
     const size_t row = e->t_begin + t, column = e->n_begin + n;
     const size_t at = row * e->out_stride + column;
-    float y = e->sums[t * e->sums_stride + n];
+    const bool is_gated = e->kind == HR_CUDA_EPILOGUE_GATED_RESIDUAL;
+    const float y = hr_cuda_epilogue_value(
+        e->kind, e->sums[t * e->sums_stride + n], hr_cuda_epilogue_scale(e, column),
+        hr_cuda_epilogue_bias(e, column), is_gated ? hr_cuda_epilogue_gate(e, row, column) : 0.0f,
+        is_gated ? ((const float *) e->out)[at] : 0.0f);
 
-    if (e->w_scale)
-        y *= e->w_scale[column * e->w_scale_stride];
-    if (e->bias)
-        y += e->bias[column];
-    if (e->kind == HR_CUDA_EPILOGUE_GELU_TANH)
-        y = hr_cuda_act_gelu_tanh(y);
-    else if (e->kind == HR_CUDA_EPILOGUE_QUICK_GELU)
-        y = hr_cuda_act_quick_gelu(y);
-    else if (e->kind == HR_CUDA_EPILOGUE_SILU)
-        y = hr_cuda_act_silu(y);
-    else if (e->kind == HR_CUDA_EPILOGUE_GATED_RESIDUAL)
-        y = ((float *) e->out)[at] +
-            e->gate[(row >= e->gate_split ? e->gate_stride : 0) + column] * y;
     if (e->out_is_bf16)
         ((uint16_t *) e->out)[at] = hr_cuda_to_bf16(y);
     else
         ((float *) e->out)[at] = y;
+}
+
+/* Whether four columns at a time can be read and written as one. */
+HR_HD bool hr_cuda_epilogue_in_fours(const struct hr_cuda_epilogue *e)
+{
+    const size_t size = e->out_is_bf16 ? 2 : 4;
+
+    return e->n_out % 4 == 0 && e->sums_stride % 4 == 0 && (uintptr_t) e->sums % 16 == 0 &&
+           e->out_stride % 4 == 0 && ((uintptr_t) e->out + e->n_begin * size) % (4 * size) == 0;
 }
 
 /* ---- places in the shared memory of attention ------------------------------------------------ */

@@ -7,7 +7,7 @@
 namespace
 {
 
-enum { THREADS = 256, WARPS = THREADS / HR_CUDA_LANES };
+enum { THREADS = 256, WARPS = THREADS / HR_CUDA_LANES, ROWS_EACH = 4 };
 
 __device__ __forceinline__ float warp_sum(float v)
 {
@@ -95,6 +95,58 @@ __global__ void epilogue_kernel(struct hr_cuda_epilogue p)
 
     for (size_t t = blockIdx.y; n < p.n_out && t < p.n_tokens; t += gridDim.y)
         hr_cuda_epilogue_one(&p, t, n);
+}
+
+/* Four columns of ROWS_EACH rows at a time, whose sums are asked for before the first is used. */
+template <enum hr_cuda_epilogue_kind KIND, bool IS_BF16>
+__global__ void epilogue_in_fours_kernel(struct hr_cuda_epilogue p)
+{
+    constexpr bool IS_GATED = KIND == HR_CUDA_EPILOGUE_GATED_RESIDUAL;
+    const size_t n = ((size_t) blockIdx.x * THREADS + threadIdx.x) * 4, column = p.n_begin + n;
+    const size_t step = (size_t) gridDim.y * ROWS_EACH;
+    float scale[4], bias[4];
+
+    if (n >= p.n_out)
+        return;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        scale[j] = hr_cuda_epilogue_scale(&p, column + j);
+        bias[j] = hr_cuda_epilogue_bias(&p, column + j);
+    }
+    for (size_t t = (size_t) blockIdx.y * ROWS_EACH; t < p.n_tokens; t += step) {
+        float4 sums[ROWS_EACH];
+
+#pragma unroll
+        for (int i = 0; i < ROWS_EACH; i++)
+            if (t + i < p.n_tokens)
+                sums[i] = *(const float4 *) (p.sums + (t + i) * p.sums_stride + n);
+#pragma unroll
+        for (int i = 0; i < ROWS_EACH; i++) {
+            const size_t row = p.t_begin + t + i, at = row * p.out_stride + column;
+            const float y[4] = {sums[i].x, sums[i].y, sums[i].z, sums[i].w};
+            float old[4] = {}, gate[4] = {}, v[4];
+
+            if (t + i >= p.n_tokens)
+                break;
+            if (IS_GATED) {
+                const float4 have = *(const float4 *) ((const float *) p.out + at);
+
+                old[0] = have.x, old[1] = have.y, old[2] = have.z, old[3] = have.w;
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (IS_GATED)
+                    gate[j] = hr_cuda_epilogue_gate(&p, row, column + j);
+                v[j] = hr_cuda_epilogue_value(KIND, y[j], scale[j], bias[j], gate[j], old[j]);
+            }
+            if (IS_BF16)
+                *(uint64_t *) ((uint16_t *) p.out + at) =
+                    hr_cuda_to_bf16_pair(v[0], v[1]) | (uint64_t) hr_cuda_to_bf16_pair(v[2], v[3])
+                                                           << 32;
+            else
+                *(float4 *) ((float *) p.out + at) = make_float4(v[0], v[1], v[2], v[3]);
+        }
+    }
 }
 
 /* ---- norms ---------------------------------------------------------------------------------- */
@@ -206,6 +258,17 @@ dim3 grid_of(size_t n_rows, size_t n_columns)
                 (unsigned) (n_rows < 65535 ? n_rows : 65535));
 }
 
+template <enum hr_cuda_epilogue_kind KIND>
+void launch_in_fours(const struct hr_cuda_epilogue *p, cudaStream_t stream)
+{
+    const dim3 grid = grid_of((p->n_tokens + ROWS_EACH - 1) / ROWS_EACH, p->n_out / 4);
+
+    if (p->out_is_bf16)
+        HR_LAUNCH((epilogue_in_fours_kernel<KIND, true>), grid, THREADS, stream, *p);
+    else
+        HR_LAUNCH((epilogue_in_fours_kernel<KIND, false>), grid, THREADS, stream, *p);
+}
+
 } // namespace
 
 cudaError_t hr_cuda_cast(const struct hr_cuda_cast *p, cudaStream_t stream)
@@ -226,7 +289,16 @@ cudaError_t hr_cuda_scale(float *y, size_t stride, size_t n_tokens, size_t n_out
 
 cudaError_t hr_cuda_epilogue(const struct hr_cuda_epilogue *p, cudaStream_t stream)
 {
-    HR_LAUNCH(epilogue_kernel, grid_of(p->n_tokens, p->n_out), THREADS, stream, *p);
+    static void (*const launches[])(const struct hr_cuda_epilogue *, cudaStream_t) = {
+        launch_in_fours<HR_CUDA_EPILOGUE_STORE>, launch_in_fours<HR_CUDA_EPILOGUE_GELU_TANH>,
+        launch_in_fours<HR_CUDA_EPILOGUE_QUICK_GELU>, launch_in_fours<HR_CUDA_EPILOGUE_SILU>,
+        launch_in_fours<HR_CUDA_EPILOGUE_GATED_RESIDUAL>};
+
+    static_assert(HR_CUDA_EPILOGUE_GATED_RESIDUAL == 4, "in the order of the kinds");
+    if (hr_cuda_epilogue_in_fours(p))
+        launches[p->kind](p, stream);
+    else
+        HR_LAUNCH(epilogue_kernel, grid_of(p->n_tokens, p->n_out), THREADS, stream, *p);
     return cudaGetLastError();
 }
 

@@ -69,7 +69,7 @@ static void layer_init(struct layer *l, struct check_rng *rng, const struct hr_l
 
     *p = *shape;
     p->x_stride = p->n_in + check_pick(rng, 2) * check_pick(rng, 9);
-    p->out_stride = p->n_out + check_pick(rng, 3);
+    p->out_stride = p->n_out + check_pick(rng, 2) * check_pick(rng, 9);
     p->gate_split = check_pick(rng, p->n_tokens + 2);
     p->gate_stride = p->n_out + check_pick(rng, 3);
     l->out_bytes = p->n_tokens * p->out_stride * check_dtype_bytes(p->out_dtype);
@@ -80,7 +80,7 @@ static void layer_init(struct layer *l, struct check_rng *rng, const struct hr_l
                        check_pick(rng, 2) * check_dtype_bytes(p->x_dtype));
     l->w =
         check_alloc(n_w * check_dtype_bytes(p->w_dtype), check_pick(rng, 2) * check_pick(rng, 64));
-    l->out = check_alloc(l->out_bytes, check_dtype_bytes(p->out_dtype));
+    l->out = check_alloc(l->out_bytes, check_pick(rng, 2) * check_dtype_bytes(p->out_dtype));
     l->want = check_alloc(l->out_bytes, 0);
     l->before = check_alloc(l->out_bytes, 0);
     l->bias = check_alloc(p->n_out * sizeof(float), sizeof(float));
@@ -273,7 +273,7 @@ static void test_tiles(void **state)
     devices_close(&d);
 }
 
-/* The same bits on any number of threads and at any address of w. */
+/* The same bits on any number of threads and at any address of w and out. */
 static void test_same_bits(void **state)
 {
     static const unsigned n_threads[] = {1, 2, 3, 5};
@@ -288,8 +288,8 @@ static void test_same_bits(void **state)
         const size_t *size = sizes[i / 4];
         const struct hr_linear shape = {.x_dtype = x_dtypes[i % 2],
                                         .w_dtype = i & 2 ? HR_DTYPE_F8_E4M3 : HR_DTYPE_BF16,
-                                        .out_dtype = HR_DTYPE_F32,
-                                        .epilogue = HR_EPILOGUE_GELU_TANH,
+                                        .out_dtype = i & 1 ? HR_DTYPE_F32 : HR_DTYPE_BF16,
+                                        .epilogue = (enum hr_epilogue)(i % 4),
                                         .n_tokens = size[0],
                                         .n_in = size[1],
                                         .n_out = size[2]};
@@ -301,15 +301,19 @@ static void test_same_bits(void **state)
 
         for (size_t i = 0; i < HR_ARRAY_SIZE(l); i++) {
             const size_t n_bytes = l[i].p.n_in * l[i].p.n_out * check_dtype_bytes(l[i].p.w_dtype);
-            void *moved = check_alloc(n_bytes, n == 0 ? 0 : check_pick(&rng, 64));
+            void *w = check_alloc(n_bytes, n == 0 ? 0 : check_pick(&rng, 64));
+            void *out = check_alloc(l[i].out_bytes, n % 2 * check_dtype_bytes(l[i].p.out_dtype));
 
-            memcpy(moved, l[i].w, n_bytes);
-            l[i].p.w = moved;
-            layer_run(&l[i], gpu);
-            check_free(moved);
+            memcpy(w, l[i].w, n_bytes);
+            memcpy(out, l[i].before, l[i].out_bytes);
+            l[i].p.w = w;
+            l[i].p.out = out;
+            check_done(gpu, hr_gpu_linear(gpu, &l[i].p));
             if (n == 0)
-                memcpy(l[i].want, l[i].out, l[i].out_bytes);
-            assert_memory_equal(l[i].out, l[i].want, l[i].out_bytes);
+                memcpy(l[i].want, out, l[i].out_bytes);
+            assert_memory_equal(out, l[i].want, l[i].out_bytes);
+            check_free(w);
+            check_free(out);
         }
         check_device_close(&gpu);
     }
