@@ -15,7 +15,12 @@
 
 #include "gpu/cuda.h"
 
-enum { ROWS_MAX = 65536, CUT_ALIGN = 64 };
+enum {
+    ROWS_MAX = 65536,
+    ROWS_MIN = 512, /* of a part of many tokens, before tokens are cut */
+    ROWS_STEP = 128,
+    CUT_ALIGN = 64,
+};
 
 _Static_assert((int) HR_CUDA_EPILOGUE_STORE == (int) HR_EPILOGUE_STORE &&
                    (int) HR_CUDA_EPILOGUE_GELU_TANH == (int) HR_EPILOGUE_GELU_TANH &&
@@ -241,8 +246,10 @@ static int run_part(const struct hr_cuda *cuda, const struct hr_linear *p, const
     return r == 0 ? finish(cuda, p, part) : r;
 }
 
-/* Rows of w and tokens of a part. Of a few tokens all are in it. @return 0, or -EINVAL: not one row
- * fits */
+/* Rows of w and tokens of a part. Of a few tokens all are in it; of more, too, where enough rows
+ * still are: whole parts first and the rest last keep more of a GPU busy than equal ones, as a
+ * product is computed in tiles, one for each multiprocessor at a time. @return 0, or -EINVAL: not
+ * one row fits */
 static int limits(const struct hr_linear *p, bool is_few, size_t *ret_rows, size_t *ret_tokens)
 {
     const size_t sums = HR_CUDA_SUMS_BYTES / sizeof(float);
@@ -260,7 +267,11 @@ static int limits(const struct hr_linear *p, bool is_few, size_t *ret_rows, size
     }
     if (rows == 0 || tokens == 0)
         return -EINVAL;
+    const size_t rows_of_all = (size_t) hr_align_down(sums / p->n_tokens, ROWS_STEP);
+
     *ret_rows = cut(p->n_out, rows);
+    if (!is_few && p->n_tokens <= tokens && rows_of_all >= ROWS_MIN)
+        *ret_rows = (size_t) hr_min_u64(*ret_rows, rows_of_all);
     *ret_tokens =
         cut(p->n_tokens, (size_t) hr_min_u64(tokens, sums / (size_t) hr_align_up(*ret_rows, 4)));
     return 0;
