@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cuda_rows.cu -- CUDA kernels that work element by element or row by row. Device code first,
- * launchers below. Loads and stores are scalar where an address may be any multiple of 4.
+ * launchers below. Four values are read and written as one where all addresses allow it.
  */
 #include "gpu/cuda_device.cuh"
 
@@ -34,12 +34,36 @@ __device__ __forceinline__ float block_sum(float v, float *shared)
     return sum;
 }
 
-__device__ __forceinline__ void store(void *out, bool is_bf16, size_t at, float v)
+__device__ __forceinline__ void store_one(void *out, bool is_bf16, size_t at, float v)
 {
     if (is_bf16)
         ((uint16_t *) out)[at] = hr_cuda_to_bf16(v);
     else
         ((float *) out)[at] = v;
+}
+
+/* N values, 1 or 4 that are aligned. */
+template <int N> __device__ __forceinline__ void load(float *v, const float *p)
+{
+    if (N == 4) {
+        const float4 four = *(const float4 *) p;
+
+        v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+    } else {
+        v[0] = p[0];
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void store(void *out, bool is_bf16, size_t at, const float *v)
+{
+    if (N == 1)
+        store_one(out, is_bf16, at, v[0]);
+    else if (is_bf16)
+        *(uint64_t *) ((uint16_t *) out + at) =
+            hr_cuda_to_bf16_pair(v[0], v[1]) | (uint64_t) hr_cuda_to_bf16_pair(v[2], v[3]) << 32;
+    else
+        *(float4 *) ((float *) out + at) = make_float4(v[0], v[1], v[2], v[3]);
 }
 
 /* ---- conversion ----------------------------------------------------------------------------- */
@@ -74,7 +98,7 @@ __global__ void cast_kernel(struct hr_cuda_cast p)
 #pragma unroll
         for (unsigned j = 0; j < HR_CUDA_GROUP; j++)
             if (j < n_write)
-                store(p.dst, p.dst_is_bf16, at + j, v[j]);
+                store_one(p.dst, p.dst_is_bf16, at + j, v[j]);
     }
 }
 
@@ -114,66 +138,73 @@ __global__ void epilogue_in_fours_kernel(struct hr_cuda_epilogue p)
         bias[j] = hr_cuda_epilogue_bias(&p, column + j);
     }
     for (size_t t = (size_t) blockIdx.y * ROWS_EACH; t < p.n_tokens; t += step) {
-        float4 sums[ROWS_EACH];
+        float sums[ROWS_EACH][4];
 
 #pragma unroll
         for (int i = 0; i < ROWS_EACH; i++)
             if (t + i < p.n_tokens)
-                sums[i] = *(const float4 *) (p.sums + (t + i) * p.sums_stride + n);
+                load<4>(sums[i], p.sums + (t + i) * p.sums_stride + n);
 #pragma unroll
         for (int i = 0; i < ROWS_EACH; i++) {
             const size_t row = p.t_begin + t + i, at = row * p.out_stride + column;
-            const float y[4] = {sums[i].x, sums[i].y, sums[i].z, sums[i].w};
             float old[4] = {}, gate[4] = {}, v[4];
 
             if (t + i >= p.n_tokens)
                 break;
-            if (IS_GATED) {
-                const float4 have = *(const float4 *) ((const float *) p.out + at);
-
-                old[0] = have.x, old[1] = have.y, old[2] = have.z, old[3] = have.w;
-            }
+            if (IS_GATED)
+                load<4>(old, (const float *) p.out + at);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 if (IS_GATED)
                     gate[j] = hr_cuda_epilogue_gate(&p, row, column + j);
-                v[j] = hr_cuda_epilogue_value(KIND, y[j], scale[j], bias[j], gate[j], old[j]);
+                v[j] = hr_cuda_epilogue_value(KIND, sums[i][j], scale[j], bias[j], gate[j], old[j]);
             }
-            if (IS_BF16)
-                *(uint64_t *) ((uint16_t *) p.out + at) =
-                    hr_cuda_to_bf16_pair(v[0], v[1]) | (uint64_t) hr_cuda_to_bf16_pair(v[2], v[3])
-                                                           << 32;
-            else
-                *(float4 *) ((float *) p.out + at) = make_float4(v[0], v[1], v[2], v[3]);
+            store<4>(p.out, IS_BF16, at, v);
         }
     }
 }
 
 /* ---- norms ---------------------------------------------------------------------------------- */
 
-/* A block for each token. Differences are taken from a first mean; what that lacks is found with
- * their squares, so that a mean far from 0 costs no digits. */
-__global__ void layernorm_kernel(struct hr_cuda_layernorm p)
+/* A block for each token, N columns of a thread at a time. Differences are taken from a first mean;
+ * what that lacks is found with their squares, so that a mean far from 0 costs no digits. */
+template <int N> __global__ void layernorm_kernel(struct hr_cuda_layernorm p)
 {
     __shared__ float shared[WARPS];
     const size_t t = blockIdx.x, offset = t >= p.split ? p.stride : 0;
-    const float *x = p.x + t * p.width;
+    const float *x = p.x + t * p.width, *scale = p.scale + offset, *shift = p.shift + offset;
     const float n = (float) p.width;
-    float sum = 0.0f, rest = 0.0f, square = 0.0f;
+    float sum = 0.0f, rest = 0.0f, square = 0.0f, v[N];
 
-    for (size_t c = threadIdx.x; c < p.width; c += THREADS)
-        sum += x[c];
+    for (size_t c = threadIdx.x * N; c < p.width; c += THREADS * N) {
+        load<N>(v, x + c);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            sum += v[j];
+    }
     const float mean = block_sum(sum, shared) / n;
-    for (size_t c = threadIdx.x; c < p.width; c += THREADS) {
-        rest += x[c] - mean;
-        square += (x[c] - mean) * (x[c] - mean);
+    for (size_t c = threadIdx.x * N; c < p.width; c += THREADS * N) {
+        load<N>(v, x + c);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            rest += v[j] - mean;
+            square += (v[j] - mean) * (v[j] - mean);
+        }
     }
     rest = block_sum(rest, shared) / n;
     const float variance = fmaxf(block_sum(square, shared) / n - rest * rest, 0.0f);
     const float factor = 1.0f / sqrtf(variance + 1e-6f);
-    for (size_t c = threadIdx.x; c < p.width; c += THREADS)
-        store(p.out, p.out_is_bf16, t * p.width + c,
-              (x[c] - mean - rest) * factor * (1.0f + p.scale[offset + c]) + p.shift[offset + c]);
+    for (size_t c = threadIdx.x * N; c < p.width; c += THREADS * N) {
+        float a[N], b[N];
+
+        load<N>(v, x + c);
+        load<N>(a, scale + c);
+        load<N>(b, shift + c);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            v[j] = (v[j] - mean - rest) * factor * (1.0f + a[j]) + b[j];
+        store<N>(p.out, p.out_is_bf16, t * p.width + c, v);
+    }
 }
 
 /* out may be x: a thread writes what it alone has read, after all have. */
@@ -190,34 +221,38 @@ __global__ void rmsnorm_kernel(float *out, const float *x, const float *gain, si
         out[at + c] = x[at + c] / r * gain[c];
 }
 
-/* A warp for each token and head, two pairs for each lane. */
-__global__ void qk_norm_rope_kernel(struct hr_cuda_qk_norm p)
+/* A warp for each token and head, two pairs for each lane; N values of them are read and written at
+ * a time. */
+template <int N> __global__ void qk_norm_rope_kernel(struct hr_cuda_qk_norm p)
 {
     const unsigned lane = threadIdx.x % HR_CUDA_LANES;
     const size_t i = (size_t) blockIdx.x * WARPS + threadIdx.x / HR_CUDA_LANES;
 
     if (i >= p.n_tokens * p.n_heads) /* the whole warp */
         return;
-    const float *x = p.x + i * 128 + 4 * lane;
-    const float *cos_sin = p.cos_sin + i / p.n_heads * 128 + 4 * lane;
-    float v[4], square = 0.0f;
+    const size_t at = i * 128 + 4 * lane, angles = i / p.n_heads * 128 + 4 * lane;
+    float v[4], gain[4], cos_sin[4], square = 0.0f;
 
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        v[j] = x[j];
-        square += v[j] * v[j];
+    for (int j = 0; j < 4; j += N) {
+        load<N>(v + j, p.x + at + j);
+        load<N>(gain + j, p.gain + 4 * lane + j);
+        load<N>(cos_sin + j, p.cos_sin + angles + j);
     }
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        square += v[j] * v[j];
     const float r = sqrtf(warp_sum(square) / 128.0f + 1e-6f);
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
-        const float a = v[j] / r * p.gain[4 * lane + j];
-        const float b = v[j + 1] / r * p.gain[4 * lane + j + 1];
-        const float c = cos_sin[j], s = cos_sin[j + 1];
-        const size_t at = i * 128 + 4 * lane + j;
+        const float a = v[j] / r * gain[j], b = v[j + 1] / r * gain[j + 1];
 
-        store(p.out, p.out_is_bf16, at, a * c - b * s);
-        store(p.out, p.out_is_bf16, at + 1, a * s + b * c);
+        v[j] = a * cos_sin[j] - b * cos_sin[j + 1];
+        v[j + 1] = a * cos_sin[j + 1] + b * cos_sin[j];
     }
+#pragma unroll
+    for (int j = 0; j < 4; j += N)
+        store<N>(p.out, p.out_is_bf16, at + j, v + j);
 }
 
 /* ---- the rest ------------------------------------------------------------------------------- */
@@ -256,6 +291,12 @@ dim3 grid_of(size_t n_rows, size_t n_columns)
 {
     return dim3((unsigned) ((n_columns + THREADS - 1) / THREADS),
                 (unsigned) (n_rows < 65535 ? n_rows : 65535));
+}
+
+/* For four values at a time. */
+bool is_aligned(const void *p)
+{
+    return (uintptr_t) p % 16 == 0;
 }
 
 template <enum hr_cuda_epilogue_kind KIND>
@@ -304,7 +345,11 @@ cudaError_t hr_cuda_epilogue(const struct hr_cuda_epilogue *p, cudaStream_t stre
 
 cudaError_t hr_cuda_layernorm_modulate(const struct hr_cuda_layernorm *p, cudaStream_t stream)
 {
-    HR_LAUNCH(layernorm_kernel, (unsigned) p->n_tokens, THREADS, stream, *p);
+    if (p->width % 4 == 0 && p->stride % 4 == 0 && is_aligned(p->x) && is_aligned(p->shift) &&
+        is_aligned(p->scale) && is_aligned(p->out))
+        HR_LAUNCH(layernorm_kernel<4>, (unsigned) p->n_tokens, THREADS, stream, *p);
+    else
+        HR_LAUNCH(layernorm_kernel<1>, (unsigned) p->n_tokens, THREADS, stream, *p);
     return cudaGetLastError();
 }
 
@@ -319,7 +364,10 @@ cudaError_t hr_cuda_qk_norm_rope(const struct hr_cuda_qk_norm *p, cudaStream_t s
 {
     const size_t blocks = (p->n_tokens * p->n_heads + WARPS - 1) / WARPS;
 
-    HR_LAUNCH(qk_norm_rope_kernel, (unsigned) blocks, THREADS, stream, *p);
+    if (is_aligned(p->x) && is_aligned(p->gain) && is_aligned(p->cos_sin) && is_aligned(p->out))
+        HR_LAUNCH(qk_norm_rope_kernel<4>, (unsigned) blocks, THREADS, stream, *p);
+    else
+        HR_LAUNCH(qk_norm_rope_kernel<1>, (unsigned) blocks, THREADS, stream, *p);
     return cudaGetLastError();
 }
 

@@ -55,12 +55,14 @@ static const size_t widths[] = {1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 513, 1025,
 static void check_layernorm(struct hr_gpu *gpu, const char *isa, struct check_rng *rng,
                             enum hr_dtype out_dtype, size_t n_tokens, size_t width, float offset)
 {
-    const size_t n = n_tokens * width, stride = width + check_pick(rng, 3);
+    const size_t n = n_tokens * width, stride = width + check_pick(rng, 2) * check_pick(rng, 9);
+    const size_t off = check_pick(rng, 2); /* not aligned */
     const size_t n_bytes = n * check_dtype_bytes(out_dtype);
-    float *x = check_alloc(n * sizeof(float), 4);
-    float *shift = check_alloc((stride + width) * sizeof(float), 4);
-    float *scale = check_alloc((stride + width) * sizeof(float), 4);
-    void *got = check_alloc(n_bytes, check_dtype_bytes(out_dtype)), *want = check_alloc(n_bytes, 0);
+    float *x = check_alloc(n * sizeof(float), 4 * off);
+    float *shift = check_alloc((stride + width) * sizeof(float), 4 * off);
+    float *scale = check_alloc((stride + width) * sizeof(float), 4 * off);
+    void *got = check_alloc(n_bytes, off * check_dtype_bytes(out_dtype)),
+         *want = check_alloc(n_bytes, 0);
     struct hr_layernorm_modulate p = {.x = x,
                                       .out = want,
                                       .out_dtype = out_dtype,
@@ -178,11 +180,11 @@ static void check_rope(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
                        struct check_rng *rng, size_t n_tokens, size_t n_heads)
 {
     const size_t width = n_heads * HR_HEAD_DIM, n = n_tokens * width;
-    const size_t n_bytes = n * check_dtype_bytes(act);
-    float *x = check_alloc(n * sizeof(float), 4);
-    float *gain = check_alloc(HR_HEAD_DIM * sizeof(float), 4);
-    float *cos_sin = check_alloc(n_tokens * HR_HEAD_DIM * sizeof(float), 4);
-    void *got = check_alloc(n_bytes, check_dtype_bytes(act)), *want = check_alloc(n_bytes, 0);
+    const size_t n_bytes = n * check_dtype_bytes(act), off = check_pick(rng, 2);
+    float *x = check_alloc(n * sizeof(float), 4 * off);
+    float *gain = check_alloc(HR_HEAD_DIM * sizeof(float), 4 * off);
+    float *cos_sin = check_alloc(n_tokens * HR_HEAD_DIM * sizeof(float), 4 * off);
+    void *got = check_alloc(n_bytes, off * check_dtype_bytes(act)), *want = check_alloc(n_bytes, 0);
     struct hr_qk_norm_rope p = {.out = want,
                                 .x = x,
                                 .gain = gain,
@@ -213,6 +215,7 @@ static void rope_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, str
 {
     check_rope(gpu, isa, act, rng, 1, 1);
     check_rope(gpu, isa, act, rng, 7, 3);
+    check_rope(gpu, isa, act, rng, 5, 2);
     check_rope(gpu, isa, act, rng, 65, 24);
 }
 
