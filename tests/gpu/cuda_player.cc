@@ -203,6 +203,8 @@ const unsigned char *exchange(const void *mine, size_t n_bytes)
 
 void copy_async(void *to, const void *from, size_t n_bytes)
 {
+    if ((uintptr_t) from % n_bytes != 0)
+        give_up("an asynchronous copy that is not aligned");
     if (draw(2))
         memcpy(to, from, n_bytes);
     else
@@ -225,6 +227,8 @@ uint32_t address_of(const void *p)
 
 unsigned char *pointer_to(uint32_t address)
 {
+    if (address % 16 != 0)
+        give_up("an address in shared memory that is not aligned");
     return const_cast<unsigned char *>(shared_base) + address;
 }
 

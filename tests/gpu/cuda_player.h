@@ -53,7 +53,7 @@ void barrier(); /* of the block */
 const unsigned char *exchange(const void *mine, size_t n_bytes);
 void copy_async(void *to, const void *from, size_t n_bytes);
 void copy_wait();
-/* Shared memory, known by its first use, and an address in it. */
+/* Shared memory, known by its first use, and an address in it, of 16 bytes that lie aligned. */
 uint32_t address_of(const void *p);
 unsigned char *pointer_to(uint32_t address);
 
@@ -168,7 +168,7 @@ static inline void multiply(float *c, const uint32_t *a, uint32_t b0, uint32_t b
 
 static inline void copy_chunk(uint32_t to, const void *from, bool is_valid)
 {
-    static const unsigned char zeros[16] = {0};
+    alignas(16) static const unsigned char zeros[16] = {0};
 
     player::copy_async(player::pointer_to(to), is_valid ? from : zeros, 16);
 }
