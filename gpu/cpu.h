@@ -13,17 +13,18 @@
 /* Sizes of tiles. They follow from the shape of an operation alone, never from the number of
  * threads: results keep their bits. Scratch of a thread holds the largest of each. */
 enum {
-    HR_TILE_TOKENS = 512, /* of a linear layer                          */
-    HR_TILE_ROWS = 128,   /* of w                                       */
-    HR_TILE_K = 1024,     /* columns of w, where they must be converted */
+    HR_TILE_TOKENS = 512,   /* of a linear layer                           */
+    HR_TILE_ROWS = 128,     /* of w                                        */
+    HR_TILE_ROWS_MAX = 256, /* where x is converted for each tile          */
+    HR_TILE_K = 1024,       /* columns of w, where they must be converted  */
     HR_TILE_QUERIES = 256,
     HR_TILE_KEYS = 512,
 };
 
 struct hr_cpu_thread {
-    float *tile;  /* HR_TILE_TOKENS x HR_TILE_ROWS sums, or QUERIES x KEYS scores and then
+    float *tile;  /* HR_TILE_TOKENS x HR_TILE_ROWS_MAX sums, or QUERIES x KEYS scores and then
                      probabilities                                                    */
-    void *w;      /* HR_TILE_ROWS x HR_TILE_K converted weights, f32 at most          */
+    void *w;      /* HR_TILE_ROWS_MAX x HR_TILE_K converted weights, f32 at most          */
     float *x;     /* HR_TILE_TOKENS x HR_TILE_K; only where bf16 is computed in f32   */
     float *acc;   /* HR_TILE_QUERIES x HR_HEAD_DIM                                    */
     float *stats; /* 2 x HR_TILE_QUERIES: maximum and sum of the softmax              */

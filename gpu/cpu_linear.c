@@ -301,6 +301,17 @@ static int prepare(struct tile_job *job)
     return rc;
 }
 
+static size_t rows_of_tile(const struct hr_linear *p, const struct product *own)
+{
+    size_t n_rows = HR_TILE_ROWS;
+
+    if (own->convert_x)
+        n_rows = HR_TILE_ROWS_MAX;
+    else if (p->n_tokens <= HR_TILE_TOKENS && !own->convert_w)
+        n_rows = 64;
+    return (size_t) hr_min_u64(p->n_out, n_rows);
+}
+
 static int linear_tiles(const struct hr_cpu *cpu, const struct hr_linear *p)
 {
     struct hr_cpu_result result = {0};
@@ -312,8 +323,7 @@ static int linear_tiles(const struct hr_cpu *cpu, const struct hr_linear *p)
         plan_product(cpu, &job.products[i]);
     }
     job.n_tokens = hr_cpu_tile(p->n_tokens, HR_TILE_TOKENS);
-    job.n_rows = hr_min_u64(
-        p->n_out, p->n_tokens <= HR_TILE_TOKENS && !job.products[0].convert_w ? 64 : HR_TILE_ROWS);
+    job.n_rows = rows_of_tile(p, &job.products[0]);
     job.n_token_tiles = (size_t) hr_div_ceil(p->n_tokens, job.n_tokens);
 
     rc = prepare(&job);

@@ -29,12 +29,12 @@ static unsigned n_threads_of(const struct hr_gpu_params *params)
 /* Bytes of a thread's scratch, in the order of struct hr_cpu_thread. */
 enum {
     TILE_BYTES = HR_TILE_QUERIES * HR_TILE_KEYS * 4,
-    W_BYTES = HR_TILE_ROWS * HR_TILE_K * 4,
+    W_BYTES = HR_TILE_ROWS_MAX * HR_TILE_K * 4,
     ACC_BYTES = HR_TILE_QUERIES * HR_HEAD_DIM * 4,
     STATS_BYTES = 2 * HR_TILE_QUERIES * 4,
     X_BYTES = HR_TILE_TOKENS * HR_TILE_K * 4,
 };
-_Static_assert(TILE_BYTES >= HR_TILE_TOKENS * HR_TILE_ROWS * 4, "sums of a linear tile fit");
+_Static_assert(TILE_BYTES >= HR_TILE_TOKENS * HR_TILE_ROWS_MAX * 4, "sums of a linear tile fit");
 _Static_assert(X_BYTES >= (HR_TILE_QUERIES + 2 * HR_TILE_KEYS) * HR_HEAD_DIM * 4,
                "q, k and v of a tile fit");
 

@@ -242,6 +242,8 @@ static void test_tiles(void **state)
         {HR_TILE_TOKENS, 33, 64},
         {HR_TILE_TOKENS + 1, 31, HR_TILE_ROWS + 1},
         {2 * HR_TILE_TOKENS + 1, 8, HR_TILE_ROWS},
+        {HR_TILE_TOKENS, 24, HR_TILE_ROWS_MAX - 1},
+        {HR_TILE_TOKENS + 1, 24, HR_TILE_ROWS_MAX + 1},
         {9, HR_TILE_K - 1, 65},
         {9, HR_TILE_K, 5},
         {10, HR_TILE_K + 1, 7},
