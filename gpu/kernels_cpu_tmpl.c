@@ -15,9 +15,30 @@ static size_t min_size(size_t a, size_t b)
 
 /* ---- conversions -------------------------------------------------------------------- */
 
+/* Whole vectors of fp8 to bf16. @return how many values that were */
+HR_INLINE size_t bf16_from_f8(uint16_t *dst, const void *src, enum hr_dtype from, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        vbs bytes;
+
+        memcpy(&bytes, (const unsigned char *) src + i, sizeof(bytes));
+        const vs wide = __builtin_convertvector(bytes, vs);
+        const vs v = from == HR_DTYPE_F8_E4M3 ? bf16_from_f8_e4m3(wide) : bf16_from_f8_e5m2(wide);
+
+        memcpy(dst + i, &v, sizeof(v));
+    }
+    return i;
+}
+
 HR_INLINE void convert(void *dst, enum hr_dtype to, const void *src, enum hr_dtype from, size_t n)
 {
-    for (size_t i = 0; i < n; i += LANES) {
+    size_t i = 0;
+
+    if (to == HR_DTYPE_BF16 && (from == HR_DTYPE_F8_E4M3 || from == HR_DTYPE_F8_E5M2))
+        i = bf16_from_f8((uint16_t *) dst, src, from, n);
+    for (; i < n; i += LANES) {
         const size_t m = min_size(LANES, n - i);
 
         store_act(dst, to, i, m, load_any(src, from, i, m));

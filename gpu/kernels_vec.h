@@ -22,6 +22,8 @@ typedef uint32_t vu __attribute__((vector_size(HR_VEC_BYTES)));
 typedef int32_t vi __attribute__((vector_size(HR_VEC_BYTES)));
 typedef uint16_t vh __attribute__((vector_size(HR_VEC_BYTES / 2)));
 typedef uint8_t vb __attribute__((vector_size(HR_VEC_BYTES / 4)));
+typedef uint16_t vs __attribute__((vector_size(HR_VEC_BYTES))); /* 2 LANES values */
+typedef uint8_t vbs __attribute__((vector_size(HR_VEC_BYTES / 2)));
 
 #define HR_INLINE static inline __attribute__((always_inline))
 
@@ -183,6 +185,32 @@ HR_INLINE vf f32_from_f8_e4m3(vu b)
     const vf v = widen(magnitude, (b & 0x80) << 24, 20, 127 - 7, (vi) (magnitude < 0x08));
 
     return (vf) ((vu) v | ((vu) (magnitude == 0x7f) & 0x7fc00000)); /* no infinities, one NaN */
+}
+
+/* bf16 holds every value of fp8: exponent and mantissa move into place, and the few subnormals get
+ * an exponent of their own. */
+HR_INLINE vs select_u16(vs cond, vs yes, vs no)
+{
+    return (cond & yes) | (~cond & no);
+}
+
+HR_INLINE vs bf16_from_f8_e4m3(vs b)
+{
+    const vs m = b & 0x7f; /* 1 to 7 stand for m 2^-9 */
+    const vs small = select_u16((vs) (m > 3), (m << 5) + 0x3b80,
+                                select_u16((vs) (m > 1), (m << 6) + 0x3b00, m * 0x3b00));
+    const vs v = select_u16((vs) (m > 7), (m << 4) + 0x3c00, small);
+
+    return v | ((vs) (m == 0x7f) & 0x7fc0) | (b & 0x80) << 8; /* no infinities, one NaN */
+}
+
+HR_INLINE vs bf16_from_f8_e5m2(vs b)
+{
+    const vs m = b & 0x7f; /* 1 to 3 stand for m 2^-16 */
+    const vs small = select_u16((vs) (m > 1), (m << 6) + 0x3780, m * 0x3780);
+    const vs v = select_u16((vs) (m > 3), (m << 5) + 0x3800, small);
+
+    return v | ((vs) (m > 0x7b) & 0x7f80) | ((vs) (m > 0x7c) & 0x40) | (b & 0x80) << 8;
 }
 
 /* n <= LANES elements of src from index i on. */

@@ -444,6 +444,40 @@ static void bf16_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, str
     check_free(want);
 }
 
+/* Every value of fp8 and f16, in whole vectors and at their ends, at any address. */
+static void narrow_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                       struct check_rng *rng)
+{
+    static const enum hr_dtype dtypes[] = {HR_DTYPE_F8_E4M3, HR_DTYPE_F8_E5M2, HR_DTYPE_F16};
+    const struct hr_kernels *kernels = hr_kernels_find(isa);
+
+    if (!kernels)
+        return; /* the CPU's own */
+    (void) gpu;
+    (void) act;
+    for (size_t d = 0; d < HR_ARRAY_SIZE(dtypes); d++) {
+        const size_t size = check_dtype_bytes(dtypes[d]);
+        const size_t n = (size == 1 ? 256 : 65536) + check_pick(rng, 300);
+        unsigned char *src = check_alloc(n * size, check_pick(rng, 64));
+        uint16_t *got = check_alloc(n * 2, 2), *want = check_alloc(n * 2, 2);
+
+        for (size_t i = 0; i < n; i++) {
+            const uint16_t bits = (uint16_t) i;
+
+            memcpy(src + i * size, &bits, size);
+        }
+        hr_to_bf16_ref(want, src, dtypes[d], n);
+        kernels->to_bf16(got, src, dtypes[d], n);
+        for (size_t i = 0; i < n; i++)
+            if (!same_bf16(got[i], want[i]))
+                fail_msg("%s: %s %04zx is %04x, not %04x", isa, hr_dtype_name(dtypes[d]), i, got[i],
+                         want[i]);
+        check_free(src);
+        check_free(got);
+        check_free(want);
+    }
+}
+
 /* Any number of bytes at any address, and nothing beside them. */
 static void copy_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act, struct check_rng *rng)
 {
@@ -479,6 +513,7 @@ static void test_to_bf16(void **state)
 {
     (void) state;
     for_each_isa(bf16_isa);
+    for_each_isa(narrow_isa);
 }
 
 int main(void)
