@@ -17,6 +17,8 @@ enum {
     HR_TILE_ROWS = 128,     /* of w                                        */
     HR_TILE_ROWS_MAX = 256, /* where x is converted for each tile          */
     HR_TILE_K = 1024,       /* columns of w, where they must be converted  */
+    /* Of converted rows, in elements: rows a power of two apart would share sets of the cache. */
+    HR_TILE_STRIDE = HR_TILE_K + 32,
     HR_TILE_QUERIES = 256,
     HR_TILE_KEYS = 512,
 };
@@ -24,8 +26,8 @@ enum {
 struct hr_cpu_thread {
     float *tile;  /* HR_TILE_TOKENS x HR_TILE_ROWS_MAX sums, or QUERIES x KEYS scores and then
                      probabilities                                                    */
-    void *w;      /* HR_TILE_ROWS_MAX x HR_TILE_K converted weights, f32 at most          */
-    float *x;     /* HR_TILE_TOKENS x HR_TILE_K; only where bf16 is computed in f32   */
+    void *w;      /* rows x HR_TILE_STRIDE converted weights, f32 at most             */
+    float *x;     /* HR_TILE_TOKENS x HR_TILE_STRIDE; only where bf16 is computed in f32 */
     float *acc;   /* HR_TILE_QUERIES x HR_HEAD_DIM                                    */
     float *stats; /* 2 x HR_TILE_QUERIES: maximum and sum of the softmax              */
 };

@@ -85,12 +85,12 @@ static void convert_weights(const struct hr_kernels *kernels, void *dst, const v
     }
 }
 
-/* Rows of w from column k on into the thread's scratch, HR_TILE_K apart. */
+/* Rows of w from column k on into the thread's scratch, HR_TILE_STRIDE apart. */
 static void convert_rows(const struct hr_cpu *cpu, const struct hr_cpu_thread *thread,
                          const struct product *product, size_t row, size_t n_rows, size_t k,
                          size_t n_k)
 {
-    const size_t row_bytes = HR_TILE_K * (product->bf16 ? 2 : 4);
+    const size_t row_bytes = HR_TILE_STRIDE * (product->bf16 ? 2 : 4);
 
     for (size_t r = 0; r < n_rows; r++)
         convert_weights(cpu->kernels, (unsigned char *) thread->w + r * row_bytes,
@@ -143,7 +143,7 @@ static void dot_product(const struct dot_job *job, const struct hr_cpu_thread *t
             convert_rows(job->cpu, thread, product, row, n_rows, k, dot.k);
             dot.w = thread->w;
             dot.w_dtype = product->x_dtype;
-            dot.w_stride = HR_TILE_K;
+            dot.w_stride = HR_TILE_STRIDE;
         }
         job->cpu->kernels->dot(&dot);
     }
@@ -201,7 +201,7 @@ static int run_piece(const struct tile_job *job, const struct product *product,
     if (product->convert_w)
         convert_rows(job->cpu, thread, product, tile->row, tile->n_rows, k, n_k);
     for (size_t i = 0; product->convert_x && i < tile->n_tokens; i++)
-        job->cpu->kernels->to_f32(thread->x + i * HR_TILE_K, x_at(product, tile->t + i, k),
+        job->cpu->kernels->to_f32(thread->x + i * HR_TILE_STRIDE, x_at(product, tile->t + i, k),
                                   product->x_dtype, n_k);
     return hr_gemm_run(
         job->cpu->gemm, op, thread_idx, product->convert_x ? thread->x : x_at(product, tile->t, k),
@@ -265,8 +265,9 @@ static int prepare_product(const struct tile_job *job, struct product *product, 
     struct hr_gemm_shape shape = {.m = n_tokens,
                                   .n = n_rows,
                                   .k = product->k_piece,
-                                  .a_stride = product->convert_x ? HR_TILE_K : product->x_stride,
-                                  .b_stride = product->convert_w ? HR_TILE_K : product->n_k,
+                                  .a_stride =
+                                      product->convert_x ? HR_TILE_STRIDE : product->x_stride,
+                                  .b_stride = product->convert_w ? HR_TILE_STRIDE : product->n_k,
                                   .c_stride = job->n_rows,
                                   .b_rows = true,
                                   .accumulate = accumulate,

@@ -29,18 +29,22 @@ static unsigned n_threads_of(const struct hr_gpu_params *params)
 /* Bytes of a thread's scratch, in the order of struct hr_cpu_thread. */
 enum {
     TILE_BYTES = HR_TILE_QUERIES * HR_TILE_KEYS * 4,
-    W_BYTES = HR_TILE_ROWS_MAX * HR_TILE_K * 4,
     ACC_BYTES = HR_TILE_QUERIES * HR_HEAD_DIM * 4,
     STATS_BYTES = 2 * HR_TILE_QUERIES * 4,
-    X_BYTES = HR_TILE_TOKENS * HR_TILE_K * 4,
+    X_BYTES = HR_TILE_TOKENS * HR_TILE_STRIDE * 4,
 };
 _Static_assert(TILE_BYTES >= HR_TILE_TOKENS * HR_TILE_ROWS_MAX * 4, "sums of a linear tile fit");
 _Static_assert(X_BYTES >= (HR_TILE_QUERIES + 2 * HR_TILE_KEYS) * HR_HEAD_DIM * 4,
                "q, k and v of a tile fit");
 
+static size_t w_bytes(bool has_bf16)
+{
+    return (size_t) (has_bf16 ? HR_TILE_ROWS : HR_TILE_ROWS_MAX) * HR_TILE_STRIDE * 4;
+}
+
 static size_t thread_scratch_bytes(bool has_bf16)
 {
-    return TILE_BYTES + W_BYTES + ACC_BYTES + STATS_BYTES + (has_bf16 ? 0 : X_BYTES);
+    return TILE_BYTES + w_bytes(has_bf16) + ACC_BYTES + STATS_BYTES + (has_bf16 ? 0 : X_BYTES);
 }
 
 static unsigned char *map_zeroed(size_t size_bytes)
@@ -69,7 +73,7 @@ static int take_memory(struct hr_cpu *cpu, uint64_t arena_bytes)
 
         thread->tile = (float *) p;
         thread->w = p += TILE_BYTES;
-        thread->acc = (float *) (p += W_BYTES);
+        thread->acc = (float *) (p += w_bytes(cpu->has_bf16));
         thread->stats = (float *) (p += ACC_BYTES);
         thread->x = cpu->has_bf16 ? NULL : (float *) (p + STATS_BYTES);
     }
