@@ -102,7 +102,7 @@ static void print_text(const struct cli_options *o, const struct hr_device_rates
     if (rates->device_memory_bytes > 0)
         printf("; at most %s of the device", cli_size(size, rates->device_memory_bytes));
     if (rates->device_peak_bytes > 0)
-        printf(", of which its driver reports %s", cli_size(size, rates->device_peak_bytes));
+        printf(", its driver reports %s", cli_size(size, rates->device_peak_bytes));
     printf("\nsizes     of a picture of %u tokens%s\n", rates->n_tokens,
            rates->n_tokens < TOKENS_FULL ? ", as memory and time allow" : "");
     printf("disk      %s, %s, %u KiB x %u, %s read%s\n\n", s->io_name,

@@ -10,7 +10,7 @@
 #include "gpu/device.h"
 #include "gpu/slots.h"
 
-/* Scratch, taken with the arena. Linear layers are cut into parts that fit, by shape alone. */
+/* Scratch, taken with the arena. Linear layers are cut into parts that fit. */
 enum {
     HR_CUDA_SUMS_BYTES = 32 << 20,   /* f32 sums of a part: half the L2 cache of large devices */
     HR_CUDA_CAST_BYTES = 32 << 20,   /* rows of w as the product wants them: a band of bf16     */

@@ -107,7 +107,7 @@ __device__ __forceinline__ void softmax(float (*s)[4], state &st)
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1)); /* the four lanes of a row */
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
         const float top = -m * SCALE_LOG2;
-        const float a = power_of_2(__fmaf_rn(st.m[r], SCALE_LOG2, top)); /* 0 at first: -infinity */
+        const float a = power_of_2((st.m[r] - m) * SCALE_LOG2); /* 1: no new one; 0 at first */
 
         st.m[r] = m;
 #pragma unroll

@@ -120,7 +120,6 @@ template <int TOKENS> void launch(const struct hr_cuda_dot *p, cudaStream_t stre
 {
     const size_t each = WARPS * ROWS;
     const unsigned blocks = (unsigned) ((p->n_rows + each - 1) / each);
-
     const bool w_is_bf16 = p->w_dtype == HR_CUDA_BF16;
 
     if (p->x_is_bf16 && w_is_bf16)

@@ -9,7 +9,7 @@
  *
  * A few tokens: a kernel of our own (cuda_dot.cu), which reads w as it lies. More: cuBLASLt, for
  * which w is converted and x packed where dtype, address or stride are not what it wants; so the
- * product never depends on them.
+ * product never depends on w's. An x that must be packed makes for smaller parts.
  */
 #include <errno.h>
 

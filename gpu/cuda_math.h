@@ -312,6 +312,8 @@ HR_HD bool hr_cuda_epilogue_in_fours(const struct hr_cuda_epilogue *e)
 {
     const size_t size = e->out_is_bf16 ? 2 : 4;
 
+    if (e->out_is_bf16 && e->kind == HR_CUDA_EPILOGUE_GATED_RESIDUAL)
+        return false;
     return e->n_out % 4 == 0 && e->sums_stride % 4 == 0 && (uintptr_t) e->sums % 16 == 0 &&
            e->out_stride % 4 == 0 && ((uintptr_t) e->out + e->n_begin * size) % (4 * size) == 0;
 }

@@ -52,7 +52,9 @@ static void find_own(struct hr_nvml_use *use, void *device)
     if (nvml.DeviceGetComputeRunningProcesses_v3(device, &n, processes) != HR_NVML_SUCCESS)
         return;
     for (unsigned i = 0; i < n; i++) {
-        if (processes[i].pid != pid || processes[i].used_bytes == HR_NVML_NOT_AVAILABLE)
+        /* In a container some drivers know the number but no bytes of it. */
+        if (processes[i].pid != pid || processes[i].used_bytes == 0 ||
+            processes[i].used_bytes == HR_NVML_NOT_AVAILABLE)
             continue;
         use->has_own = true; /* on several parts of a divided device: the sum */
         use->own_bytes += processes[i].used_bytes;

@@ -10,8 +10,8 @@
 /* At one moment. */
 struct hr_nvml_use {
     bool is_known;
-    bool has_own;       /* this process is told apart: not before it uses the device, nor where the
-                           driver cannot see its number, as in most containers */
+    bool has_own; /* this process is told apart: not before it uses the device, nor, as in most
+                     containers, where the driver does not know its number or its bytes */
     uint64_t own_bytes; /* this process's */
     uint64_t all_bytes; /* everybody's    */
 };

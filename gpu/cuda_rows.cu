@@ -42,28 +42,37 @@ __device__ __forceinline__ void store_one(void *out, bool is_bf16, size_t at, fl
         ((float *) out)[at] = v;
 }
 
-/* N values, 1 or 4 that are aligned. */
-template <int N> __device__ __forceinline__ void load(float *v, const float *p)
+/* Four values, as one where they are aligned, or n of them; the rest is 0. */
+template <bool ALIGNED> __device__ __forceinline__ void load(float *v, const float *p, size_t n = 4)
 {
-    if (N == 4) {
+    if constexpr (ALIGNED) {
         const float4 four = *(const float4 *) p;
 
         v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
     } else {
-        v[0] = p[0];
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++)
+            v[j] = j < n ? p[j] : 0.0f;
     }
 }
 
-template <int N>
-__device__ __forceinline__ void store(void *out, bool is_bf16, size_t at, const float *v)
+template <bool ALIGNED>
+__device__ __forceinline__ void store(void *out, bool is_bf16, size_t at, const float *v,
+                                      size_t n = 4)
 {
-    if (N == 1)
-        store_one(out, is_bf16, at, v[0]);
-    else if (is_bf16)
-        *(uint64_t *) ((uint16_t *) out + at) =
-            hr_cuda_to_bf16_pair(v[0], v[1]) | (uint64_t) hr_cuda_to_bf16_pair(v[2], v[3]) << 32;
-    else
-        *(float4 *) ((float *) out + at) = make_float4(v[0], v[1], v[2], v[3]);
+    if constexpr (ALIGNED) {
+        if (is_bf16)
+            *(uint64_t *) ((uint16_t *) out + at) =
+                hr_cuda_to_bf16_pair(v[0], v[1]) | (uint64_t) hr_cuda_to_bf16_pair(v[2], v[3])
+                                                       << 32;
+        else /* an assignment the compiler takes apart again */
+            __stwb((float4 *) ((float *) out + at), make_float4(v[0], v[1], v[2], v[3]));
+    } else {
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++)
+            if (j < n)
+                store_one(out, is_bf16, at + j, v[j]);
+    }
 }
 
 /* ---- conversion ----------------------------------------------------------------------------- */
@@ -143,7 +152,7 @@ __global__ void epilogue_in_fours_kernel(struct hr_cuda_epilogue p)
 #pragma unroll
         for (int i = 0; i < ROWS_EACH; i++)
             if (t + i < p.n_tokens)
-                load<4>(sums[i], p.sums + (t + i) * p.sums_stride + n);
+                load<true>(sums[i], p.sums + (t + i) * p.sums_stride + n);
 #pragma unroll
         for (int i = 0; i < ROWS_EACH; i++) {
             const size_t row = p.t_begin + t + i, at = row * p.out_stride + column;
@@ -152,58 +161,60 @@ __global__ void epilogue_in_fours_kernel(struct hr_cuda_epilogue p)
             if (t + i >= p.n_tokens)
                 break;
             if (IS_GATED)
-                load<4>(old, (const float *) p.out + at);
+                load<true>(old, (const float *) p.out + at);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 if (IS_GATED)
                     gate[j] = hr_cuda_epilogue_gate(&p, row, column + j);
                 v[j] = hr_cuda_epilogue_value(KIND, sums[i][j], scale[j], bias[j], gate[j], old[j]);
             }
-            store<4>(p.out, IS_BF16, at, v);
+            store<true>(p.out, IS_BF16, at, v);
         }
     }
 }
 
 /* ---- norms ---------------------------------------------------------------------------------- */
 
-/* A block for each token, N columns of a thread at a time. Differences are taken from a first mean;
- * what that lacks is found with their squares, so that a mean far from 0 costs no digits. */
-template <int N> __global__ void layernorm_kernel(struct hr_cuda_layernorm p)
+/* A block for each token, four columns of a thread at a time. Differences are taken from a first
+ * mean; what that lacks is found with their squares, so that a mean far from 0 costs no digits. */
+template <bool ALIGNED> __global__ void layernorm_kernel(struct hr_cuda_layernorm p)
 {
     __shared__ float shared[WARPS];
     const size_t t = blockIdx.x, offset = t >= p.split ? p.stride : 0;
     const float *x = p.x + t * p.width, *scale = p.scale + offset, *shift = p.shift + offset;
-    const float n = (float) p.width;
-    float sum = 0.0f, rest = 0.0f, square = 0.0f, v[N];
+    const float width = (float) p.width;
+    float sum = 0.0f, rest = 0.0f, square = 0.0f, v[4];
 
-    for (size_t c = threadIdx.x * N; c < p.width; c += THREADS * N) {
-        load<N>(v, x + c);
+    for (size_t c = threadIdx.x * 4; c < p.width; c += THREADS * 4) {
+        load<ALIGNED>(v, x + c, p.width - c);
 #pragma unroll
-        for (int j = 0; j < N; j++)
+        for (int j = 0; j < 4; j++)
             sum += v[j];
     }
-    const float mean = block_sum(sum, shared) / n;
-    for (size_t c = threadIdx.x * N; c < p.width; c += THREADS * N) {
-        load<N>(v, x + c);
+    const float mean = block_sum(sum, shared) / width;
+    for (size_t c = threadIdx.x * 4; c < p.width; c += THREADS * 4) {
+        load<ALIGNED>(v, x + c, p.width - c);
 #pragma unroll
-        for (int j = 0; j < N; j++) {
-            rest += v[j] - mean;
-            square += (v[j] - mean) * (v[j] - mean);
+        for (int j = 0; j < 4; j++) {
+            const float d = ALIGNED || c + j < p.width ? v[j] - mean : 0.0f;
+
+            rest += d;
+            square += d * d;
         }
     }
-    rest = block_sum(rest, shared) / n;
-    const float variance = fmaxf(block_sum(square, shared) / n - rest * rest, 0.0f);
+    rest = block_sum(rest, shared) / width;
+    const float variance = fmaxf(block_sum(square, shared) / width - rest * rest, 0.0f);
     const float factor = 1.0f / sqrtf(variance + 1e-6f);
-    for (size_t c = threadIdx.x * N; c < p.width; c += THREADS * N) {
-        float a[N], b[N];
+    for (size_t c = threadIdx.x * 4; c < p.width; c += THREADS * 4) {
+        float a[4], b[4];
 
-        load<N>(v, x + c);
-        load<N>(a, scale + c);
-        load<N>(b, shift + c);
+        load<ALIGNED>(v, x + c, p.width - c);
+        load<ALIGNED>(a, scale + c, p.width - c);
+        load<ALIGNED>(b, shift + c, p.width - c);
 #pragma unroll
-        for (int j = 0; j < N; j++)
+        for (int j = 0; j < 4; j++)
             v[j] = (v[j] - mean - rest) * factor * (1.0f + a[j]) + b[j];
-        store<N>(p.out, p.out_is_bf16, t * p.width + c, v);
+        store<ALIGNED>(p.out, p.out_is_bf16, t * p.width + c, v, p.width - c);
     }
 }
 
@@ -221,9 +232,8 @@ __global__ void rmsnorm_kernel(float *out, const float *x, const float *gain, si
         out[at + c] = x[at + c] / r * gain[c];
 }
 
-/* A warp for each token and head, two pairs for each lane; N values of them are read and written at
- * a time. */
-template <int N> __global__ void qk_norm_rope_kernel(struct hr_cuda_qk_norm p)
+/* A warp for each token and head, two pairs for each lane. */
+template <bool ALIGNED> __global__ void qk_norm_rope_kernel(struct hr_cuda_qk_norm p)
 {
     const unsigned lane = threadIdx.x % HR_CUDA_LANES;
     const size_t i = (size_t) blockIdx.x * WARPS + threadIdx.x / HR_CUDA_LANES;
@@ -233,12 +243,9 @@ template <int N> __global__ void qk_norm_rope_kernel(struct hr_cuda_qk_norm p)
     const size_t at = i * 128 + 4 * lane, angles = i / p.n_heads * 128 + 4 * lane;
     float v[4], gain[4], cos_sin[4], square = 0.0f;
 
-#pragma unroll
-    for (int j = 0; j < 4; j += N) {
-        load<N>(v + j, p.x + at + j);
-        load<N>(gain + j, p.gain + 4 * lane + j);
-        load<N>(cos_sin + j, p.cos_sin + angles + j);
-    }
+    load<ALIGNED>(v, p.x + at);
+    load<ALIGNED>(gain, p.gain + 4 * lane);
+    load<ALIGNED>(cos_sin, p.cos_sin + angles);
 #pragma unroll
     for (int j = 0; j < 4; j++)
         square += v[j] * v[j];
@@ -250,9 +257,7 @@ template <int N> __global__ void qk_norm_rope_kernel(struct hr_cuda_qk_norm p)
         v[j] = a * cos_sin[j] - b * cos_sin[j + 1];
         v[j + 1] = a * cos_sin[j + 1] + b * cos_sin[j];
     }
-#pragma unroll
-    for (int j = 0; j < 4; j += N)
-        store<N>(p.out, p.out_is_bf16, at + j, v + j);
+    store<ALIGNED>(p.out, p.out_is_bf16, at, v);
 }
 
 /* ---- the rest ------------------------------------------------------------------------------- */
@@ -304,10 +309,12 @@ void launch_in_fours(const struct hr_cuda_epilogue *p, cudaStream_t stream)
 {
     const dim3 grid = grid_of((p->n_tokens + ROWS_EACH - 1) / ROWS_EACH, p->n_out / 4);
 
-    if (p->out_is_bf16)
-        HR_LAUNCH((epilogue_in_fours_kernel<KIND, true>), grid, THREADS, stream, *p);
-    else
-        HR_LAUNCH((epilogue_in_fours_kernel<KIND, false>), grid, THREADS, stream, *p);
+    if constexpr (KIND != HR_CUDA_EPILOGUE_GATED_RESIDUAL) /* which is always in f32 */
+        if (p->out_is_bf16) {
+            HR_LAUNCH((epilogue_in_fours_kernel<KIND, true>), grid, THREADS, stream, *p);
+            return;
+        }
+    HR_LAUNCH((epilogue_in_fours_kernel<KIND, false>), grid, THREADS, stream, *p);
 }
 
 } // namespace
@@ -330,16 +337,27 @@ cudaError_t hr_cuda_scale(float *y, size_t stride, size_t n_tokens, size_t n_out
 
 cudaError_t hr_cuda_epilogue(const struct hr_cuda_epilogue *p, cudaStream_t stream)
 {
-    static void (*const launches[])(const struct hr_cuda_epilogue *, cudaStream_t) = {
-        launch_in_fours<HR_CUDA_EPILOGUE_STORE>, launch_in_fours<HR_CUDA_EPILOGUE_GELU_TANH>,
-        launch_in_fours<HR_CUDA_EPILOGUE_QUICK_GELU>, launch_in_fours<HR_CUDA_EPILOGUE_SILU>,
-        launch_in_fours<HR_CUDA_EPILOGUE_GATED_RESIDUAL>};
-
-    static_assert(HR_CUDA_EPILOGUE_GATED_RESIDUAL == 4, "in the order of the kinds");
-    if (hr_cuda_epilogue_in_fours(p))
-        launches[p->kind](p, stream);
-    else
+    if (!hr_cuda_epilogue_in_fours(p)) {
         HR_LAUNCH(epilogue_kernel, grid_of(p->n_tokens, p->n_out), THREADS, stream, *p);
+        return cudaGetLastError();
+    }
+    switch (p->kind) {
+    case HR_CUDA_EPILOGUE_STORE:
+        launch_in_fours<HR_CUDA_EPILOGUE_STORE>(p, stream);
+        break;
+    case HR_CUDA_EPILOGUE_GELU_TANH:
+        launch_in_fours<HR_CUDA_EPILOGUE_GELU_TANH>(p, stream);
+        break;
+    case HR_CUDA_EPILOGUE_QUICK_GELU:
+        launch_in_fours<HR_CUDA_EPILOGUE_QUICK_GELU>(p, stream);
+        break;
+    case HR_CUDA_EPILOGUE_SILU:
+        launch_in_fours<HR_CUDA_EPILOGUE_SILU>(p, stream);
+        break;
+    case HR_CUDA_EPILOGUE_GATED_RESIDUAL:
+        launch_in_fours<HR_CUDA_EPILOGUE_GATED_RESIDUAL>(p, stream);
+        break;
+    }
     return cudaGetLastError();
 }
 
@@ -347,9 +365,9 @@ cudaError_t hr_cuda_layernorm_modulate(const struct hr_cuda_layernorm *p, cudaSt
 {
     if (p->width % 4 == 0 && p->stride % 4 == 0 && is_aligned(p->x) && is_aligned(p->shift) &&
         is_aligned(p->scale) && is_aligned(p->out))
-        HR_LAUNCH(layernorm_kernel<4>, (unsigned) p->n_tokens, THREADS, stream, *p);
+        HR_LAUNCH(layernorm_kernel<true>, (unsigned) p->n_tokens, THREADS, stream, *p);
     else
-        HR_LAUNCH(layernorm_kernel<1>, (unsigned) p->n_tokens, THREADS, stream, *p);
+        HR_LAUNCH(layernorm_kernel<false>, (unsigned) p->n_tokens, THREADS, stream, *p);
     return cudaGetLastError();
 }
 
@@ -365,9 +383,9 @@ cudaError_t hr_cuda_qk_norm_rope(const struct hr_cuda_qk_norm *p, cudaStream_t s
     const size_t blocks = (p->n_tokens * p->n_heads + WARPS - 1) / WARPS;
 
     if (is_aligned(p->x) && is_aligned(p->gain) && is_aligned(p->cos_sin) && is_aligned(p->out))
-        HR_LAUNCH(qk_norm_rope_kernel<4>, (unsigned) blocks, THREADS, stream, *p);
+        HR_LAUNCH(qk_norm_rope_kernel<true>, (unsigned) blocks, THREADS, stream, *p);
     else
-        HR_LAUNCH(qk_norm_rope_kernel<1>, (unsigned) blocks, THREADS, stream, *p);
+        HR_LAUNCH(qk_norm_rope_kernel<false>, (unsigned) blocks, THREADS, stream, *p);
     return cudaGetLastError();
 }
 

@@ -198,7 +198,7 @@ static void cuda_close(struct hr_gpu *gpu)
 
 static int make_queues(struct hr_cuda *cuda)
 {
-    /* Whoever waits for one sleeps: it waits for milliseconds, and cores are for the reader. */
+    /* Whoever waits for a copy sleeps: it waits for milliseconds, and cores are for the reader. */
     const unsigned flags = cudaEventDisableTiming | cudaEventBlockingSync;
     int r =
         hr_cuda_check(cudaStreamCreateWithFlags(&cuda->copies, cudaStreamNonBlocking), "stream");

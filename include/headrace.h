@@ -686,9 +686,8 @@ struct hr_dit_stats {
      * the model was open and after each forward: of this process, or of all where it does not tell
      * them apart, as in containers. 0: none, or it does not say. */
     uint64_t device_peak_bytes;
-    uint64_t
-        device_context_bytes;   /* of them the driver's own and its libraries', before a forward */
-    uint64_t activation_bytes;  /* arena for activations                                 */
+    uint64_t device_context_bytes; /* of them its own and its libraries', before a forward */
+    uint64_t activation_bytes;     /* arena for activations                                 */
     uint64_t mods_bytes;        /* modulation vectors of all steps, 0: computed in each forward  */
     bool mods_spilled;          /* they are in a temporary file                                  */
     uint64_t verified_bytes;    /* compared with the manifest, in all forwards             */
@@ -824,7 +823,7 @@ struct hr_device_rates {
     uint32_t n_tokens;
     uint64_t peak_memory_bytes;   /* of the process: VmHWM and huge pages               */
     uint64_t device_memory_bytes; /* of a GPU, at most; 0: computing takes none              */
-    uint64_t device_peak_bytes;   /* as its driver reported at the end: see hr_dit_stats     */
+    uint64_t device_peak_bytes;   /* as its driver reported at the end, when all is loaded   */
     uint64_t wall_ns;
     struct hr_stream_stats stream; /* of all that was read */
     struct hr_rate rates[HR_RATES_MAX];

@@ -95,6 +95,11 @@ static inline float power_of_2(float x)
     return x < -126.0f ? 0.0f : std::exp2(x);
 }
 
+template <class T> static inline void __stwb(T *p, T v)
+{
+    *p = v;
+}
+
 /* ---- gpu/cuda_device.cuh -------------------------------------------------------------------- */
 
 static inline uint32_t shared_address(const void *p)

@@ -335,56 +335,6 @@ static void test_cancelled(void **state)
     hr_gpu_close(&gpu);
 }
 
-/* Layers whose sums do not fit into the buffer for them: more rows, more tokens. */
-static void test_parts(void **state)
-{
-    enum { N_IN = 4, N_MAX = 9200000, T_MAX = 20000, N_OUT_MAX = 2100 };
-    static const size_t sizes[][2] = {{4100, 2100}, {20000, 460}};
-    const struct hr_gpu_params params = {.device = "cuda",
-                                         .act = HR_DTYPE_F32,
-                                         .arena_bytes = hr_gpu_arena_bytes(4 * N_MAX) +
-                                                        hr_gpu_arena_bytes(4 * N_IN * T_MAX) +
-                                                        hr_gpu_arena_bytes(4 * N_IN * N_OUT_MAX)};
-    float *host = calloc(N_MAX, sizeof(*host));
-    struct hr_gpu *gpu = NULL;
-
-    (void) state;
-    assert_non_null(host);
-    assert_int_equal(hr_gpu_open(&gpu, &params, NULL), 0);
-    float *out = hr_gpu_alloc(gpu, 4 * N_MAX), *x = hr_gpu_alloc(gpu, 4 * N_IN * T_MAX);
-    float *w = hr_gpu_alloc(gpu, 4 * N_IN * N_OUT_MAX);
-
-    for (size_t i = 0; i < N_IN * T_MAX; i++)
-        host[i] = i % N_IN ? 0.0f : (float) (i / N_IN % 1000);
-    assert_int_equal(hr_gpu_upload(gpu, x, host, 4 * N_IN * T_MAX), 0);
-    for (size_t i = 0; i < N_IN * N_OUT_MAX; i++)
-        host[i] = i % N_IN ? 1.0f : (float) (i / N_IN);
-    assert_int_equal(hr_gpu_upload(gpu, w, host, 4 * N_IN * N_OUT_MAX), 0);
-    for (size_t i = 0; i < HR_ARRAY_SIZE(sizes); i++) {
-        const size_t n_tokens = sizes[i][0], n_out = sizes[i][1];
-        const struct hr_linear linear = {.x = x,
-                                         .x_dtype = HR_DTYPE_F32,
-                                         .x_stride = N_IN,
-                                         .w = w,
-                                         .w_dtype = HR_DTYPE_F32,
-                                         .n_tokens = n_tokens,
-                                         .n_in = N_IN,
-                                         .n_out = n_out,
-                                         .out = out,
-                                         .out_dtype = HR_DTYPE_F32,
-                                         .out_stride = n_out};
-
-        assert_true(n_tokens * n_out <= N_MAX && n_tokens * n_out > (32 << 20) / 4);
-        assert_int_equal(hr_gpu_linear(gpu, &linear), 0);
-        assert_int_equal(hr_gpu_download(gpu, host, out, n_tokens * n_out * 4), 0);
-        for (size_t j = 0; j < n_tokens * n_out; j++)
-            if (host[j] != (float) (j / n_out % 1000 * (j % n_out)))
-                fail_msg("token %zu, row %zu: %g", j / n_out, j % n_out, (double) host[j]);
-    }
-    hr_gpu_close(&gpu);
-    free(host);
-}
-
 /* A row that no buffer holds is refused. */
 static void test_too_wide(void **state)
 {
@@ -468,7 +418,7 @@ int main(void)
         cmocka_unit_test(test_driver_sees), cmocka_unit_test(test_arena),
         cmocka_unit_test(test_stages),      cmocka_unit_test(test_no_room),
         cmocka_unit_test(test_cancelled),   cmocka_unit_test(test_too_wide),
-        cmocka_unit_test(test_parts),       cmocka_unit_test(test_no_device),
+        cmocka_unit_test(test_no_device),
     };
 
     return check_missing() ? 77 : cmocka_run_group_tests(tests, NULL, NULL);

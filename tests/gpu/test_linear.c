@@ -37,7 +37,7 @@ static void low_init(struct layer *l, struct check_rng *rng, size_t n_low)
     p->low = l->low;
     p->n_low = n_low;
     for (size_t i = 0; i < n_low; i++) {
-        const size_t rank = ranks[check_pick(rng, p->n_out < 100 ? 8 : 5)];
+        const size_t rank = ranks[check_pick(rng, p->n_out < 100 ? 8 : p->n_out < 400 ? 5 : 2)];
         const enum hr_dtype dtype = w_dtypes[check_pick(rng, HR_ARRAY_SIZE(w_dtypes))];
         float *t = check_alloc(p->n_tokens * rank * sizeof(float), sizeof(float));
         void *b = check_alloc(p->n_out * rank * check_dtype_bytes(dtype), check_pick(rng, 64));
@@ -275,6 +275,37 @@ static void test_tiles(void **state)
     devices_close(&d);
 }
 
+/* More sums than a GPU's buffer for them holds: parts of more rows, and of more tokens. */
+static void test_parts(void **state)
+{
+    const struct hr_linear shapes[] = {{.x_dtype = HR_DTYPE_BF16,
+                                        .w_dtype = HR_DTYPE_BF16,
+                                        .out_dtype = HR_DTYPE_F32,
+                                        .epilogue = HR_EPILOGUE_GATED_RESIDUAL,
+                                        .n_tokens = 4100,
+                                        .n_in = 8,
+                                        .n_out = 2100},
+                                       {.x_dtype = HR_DTYPE_F32,
+                                        .w_dtype = HR_DTYPE_F16,
+                                        .out_dtype = HR_DTYPE_BF16,
+                                        .epilogue = HR_EPILOGUE_GELU_TANH,
+                                        .n_tokens = 20000,
+                                        .n_in = 5,
+                                        .n_out = 460}};
+    const char *device = getenv("HEADRACE_DEVICE");
+    struct check_rng rng;
+    struct devices d;
+
+    (void) state;
+    if (!device || strncmp(device, "cuda", 4) != 0)
+        skip(); /* the CPU has no such buffer */
+    rng = check_seed();
+    devices_open(&d, HR_DTYPE_BF16);
+    for (size_t i = 0; i < HR_ARRAY_SIZE(shapes); i++)
+        check_shape(&d, &rng, &shapes[i], EXTRA_LOW | EXTRA_SCALES);
+    devices_close(&d);
+}
+
 /* The same bits on any number of threads and at any address of w and out. */
 static void test_same_bits(void **state)
 {
@@ -439,6 +470,7 @@ int main(void)
         cmocka_unit_test(test_dtypes),    cmocka_unit_test(test_tiles),
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_tokens_are_independent),
         cmocka_unit_test(test_extras),    cmocka_unit_test(test_many_shapes),
+        cmocka_unit_test(test_parts),
     };
 
     return check_missing() ? 77 : cmocka_run_group_tests(tests, NULL, NULL);

@@ -70,6 +70,7 @@ static void test_not_told_apart(void **state)
     check_used("-/100 -/800 -/790", 700, 690);
     check_used("many/100 many/800", 700, 700);
     check_used("unknown/100 unknown/800", 700, 700);
+    check_used("-/100 0/800", 700, 700);
     check_used("-/100 -/50", 0, 0);
 }
 

@@ -100,10 +100,53 @@ static void layernorm_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act
     }
 }
 
+/* The same bits wherever the arrays lie. */
+static void layernorm_moved_isa(struct hr_gpu *gpu, const char *isa, enum hr_dtype act,
+                                struct check_rng *rng)
+{
+    enum { T = 2, WIDTH = 3072 };
+    float *x = check_alloc(T * WIDTH * 4, 0), *mods = check_alloc(2 * WIDTH * 4, 0);
+    void *first = check_alloc(T * WIDTH * 4, 0);
+    struct hr_layernorm_modulate p = {.x = x,
+                                      .shift = mods,
+                                      .scale = mods + WIDTH,
+                                      .out = first,
+                                      .out_dtype = act,
+                                      .split = T,
+                                      .n_tokens = T,
+                                      .width = WIDTH};
+
+    check_fill_f32(rng, x, T * WIDTH, -1.0f, 1.0f);
+    check_fill_f32(rng, mods, 2 * WIDTH, -0.5f, 0.5f);
+    check_done(gpu, hr_gpu_layernorm_modulate(gpu, &p));
+    for (size_t i = 0; i < 3; i++) {
+        float *moved = check_alloc(T * WIDTH * 4, i == 0 ? 4 : 0);
+        float *moved_mods = check_alloc(2 * WIDTH * 4, i == 1 ? 4 : 0);
+        void *out = check_alloc(T * WIDTH * 4, i == 2 ? check_dtype_bytes(act) : 0);
+
+        memcpy(moved, x, T * WIDTH * 4);
+        memcpy(moved_mods, mods, 2 * WIDTH * 4);
+        p.x = moved;
+        p.shift = moved_mods;
+        p.scale = moved_mods + WIDTH;
+        p.out = out;
+        check_done(gpu, hr_gpu_layernorm_modulate(gpu, &p));
+        if (memcmp(out, first, T * WIDTH * check_dtype_bytes(act)) != 0)
+            fail_msg("layernorm_modulate on %s: other bits at other addresses", isa);
+        check_free(moved);
+        check_free(moved_mods);
+        check_free(out);
+    }
+    check_free(x);
+    check_free(mods);
+    check_free(first);
+}
+
 static void test_layernorm_modulate(void **state)
 {
     (void) state;
     for_each_isa(layernorm_isa);
+    for_each_isa(layernorm_moved_isa);
 }
 
 /* Rows of one large value: what rounding leaves of their variance is not below 0. */
