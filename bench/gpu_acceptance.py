@@ -280,7 +280,8 @@ def answers(run):
     if code == 77:
         print(f"no GPU: {n_checks} checks skipped ({tail.split('skipped: ')[-1]})")
         return False
-    print(f"{code and 'a' or 'the'} device answers; libraries from {run.env['LD_LIBRARY_PATH'] or 'the system'}")
+    print(f"libraries from {run.env['LD_LIBRARY_PATH'] or 'the system'}")
+    run.check("a device answers", code, "", tail)
     return True
 
 
