@@ -93,7 +93,7 @@ class Trace(ModelCase):
                            (shard, "model"), (self.inputs, "inputs"), (same, "--output")):
             result = self.forward("--trace", path)
             self.assert_fails(result, "--trace", word)
-            self.assertNotIn("io:", result.err)
+            self.assertNotIn("headrace: io:", result.err)
 
     def test_interrupted(self):
         """An interrupted run leaves the trace of what it did, and no result."""
