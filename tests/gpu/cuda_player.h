@@ -85,6 +85,19 @@ static inline float __shfl_xor_sync(unsigned, float v, int mask)
     return got;
 }
 
+static inline int __all_sync(unsigned, int is_true)
+{
+    const int mine = is_true != 0;
+    const unsigned char *all = player::exchange(&mine, sizeof(mine));
+    int n = 0, each;
+
+    for (unsigned lane = 0; lane < 32; lane++) {
+        memcpy(&each, all + lane * 32, sizeof(each));
+        n += each;
+    }
+    return n == 32;
+}
+
 static inline float __fmaf_rn(float a, float b, float c)
 {
     return std::fmaf(a, b, c);
