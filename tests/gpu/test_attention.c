@@ -105,6 +105,8 @@ static void test_sizes(void **state)
         {HR_TILE_QUERIES + 1, 33, 1},
         {2 * HR_TILE_QUERIES + 1, 31, 1},
         {61, 61, 3},
+        {127, 32, 1},
+        {129, 64, 1},
     };
     struct check_rng rng = check_seed();
     struct check_device device;
