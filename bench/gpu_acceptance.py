@@ -5,7 +5,7 @@
 usage: gpu_acceptance.py BUILD_FOLDER [--libs FOLDER]... [--work FOLDER] [--vram SIZE] [--quick | --full]
 
 Needs python3 alone, and a build folder made with tests and CUDA, which may have been copied from another
-machine: libraries that are missing here can be carried along in folders named by --libs. cuBLASLt and cuDNN
+machine (gpu_bundle.py): libraries that are missing here can be carried along in folders named by --libs. cuBLASLt and cuDNN
 are looked for by the program itself, in those folders, and in the nvidia packages of any python3 here. Prints
 a table and exits 1 when a check failed. Without a GPU it says so and skips them: exit 0.
 
@@ -104,6 +104,7 @@ def nvidia_folders():
 TESTS = ["tests/gpu/test_gpu_cuda", "tests/gpu/test_gpu_rows", "tests/gpu/test_gpu_linear",
          "tests/gpu/test_gpu_attention", "tests/engine/test_golden", "tests/engine/test_dit",
          "tests/engine/test_dit_lora", "tests/engine/test_dit_scales", "tests/engine/test_denoise"]
+PROGRAMS = ["cli/headrace", "bench/bench_stream"]
 
 
 def tests(run):
@@ -294,4 +295,5 @@ def whole_model(run, work):
         full(run, work, medians)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
