@@ -5,9 +5,9 @@
 usage: gpu_acceptance.py BUILD_FOLDER [--libs FOLDER]... [--work FOLDER] [--vram SIZE] [--quick | --full]
 
 Needs python3 alone, and a build folder made with tests and CUDA, which may have been copied from another
-machine (gpu_bundle.py): libraries that are missing here can be carried along in folders named by --libs. cuBLASLt and cuDNN
-are looked for by the program itself, in those folders, and in the nvidia packages of any python3 here. Prints
-a table and exits 1 when a check failed. Without a GPU it says so and skips them: exit 0.
+machine (gpu_bundle.py): libraries that are missing here can be carried along in folders named by --libs.
+cuBLASLt and cuDNN are looked for by the program itself, in those folders, and in the nvidia packages of any
+python3 here. Prints a table and exits 1 when a check failed. Without a GPU it says so and skips them: exit 0.
 
     tests    the bodies of tests/gpu on the GPU, and the golden values in f32 (1e-4) and bf16 (1e-2)
     bits     two runs give the same bits, and so do other slots and block sizes
