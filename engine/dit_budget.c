@@ -196,7 +196,9 @@ void hr_dit_ask_driver(struct hr_dit *dit)
     struct hr_dit_stats *stats = &dit->stats;
     struct hr_gpu_memory memory;
 
-    if (dit->budget.device_bytes == 0 || !hr_gpu_memory(dit->gpu, &memory))
+    /* It may take milliseconds, and after two forwards all code is loaded. */
+    if (dit->budget.device_bytes == 0 || (dit->n_done > 2 && dit->n_done < dit->n_forwards) ||
+        !hr_gpu_memory(dit->gpu, &memory))
         return;
     const uint64_t others = memory.used_bytes - hr_min_u64(memory.used_bytes, memory.taken_bytes);
 

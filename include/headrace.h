@@ -683,8 +683,8 @@ struct hr_dit_stats {
     uint64_t resident_bytes;            /* weights kept in memory from the first pass on          */
     uint64_t device_resident_bytes;     /* others, kept on a GPU                                  */
     /* Of a GPU, the most that its driver reported beyond what it had reported before the run, when
-     * the model was open and after each forward: of this process, or of all where it does not tell
-     * them apart, as in containers. 0: none, or it does not say. */
+     * the model was open and after the first two forwards and the last: of this process, or of all
+     * where it does not tell them apart, as in containers. 0: none, or it does not say. */
     uint64_t device_peak_bytes;
     uint64_t device_context_bytes; /* of them its own and its libraries', before a forward */
     uint64_t activation_bytes;     /* arena for activations                                 */

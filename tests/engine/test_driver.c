@@ -42,11 +42,12 @@ static void count_warnings(void *user, enum hr_log_level level, const char *mess
     strncpy(warning, message, sizeof(warning) - 1);
 }
 
-/* Two forwards, where the driver says at each look (before, opened, first, second) what the script
- * does. */
-static void play(const char *script, uint64_t vram_bytes, struct hr_dit_stats *ret_stats)
+/* So many forwards, where the driver says at each look (before, opened, after the first two and the
+ * last) what the script does. */
+static void play_forwards(uint32_t n_forwards, const char *script, uint64_t vram_bytes,
+                          struct hr_dit_stats *ret_stats)
 {
-    const struct hr_dit_params params = {.n_forwards = 2, .vram_bytes = vram_bytes};
+    const struct hr_dit_params params = {.n_forwards = n_forwards, .vram_bytes = vram_bytes};
     static float out[N];
     float *velocity = out;
     struct hr_error err = {0};
@@ -56,7 +57,7 @@ static void play(const char *script, uint64_t vram_bytes, struct hr_dit_stats *r
     hr_log_set(count_warnings, NULL, HR_LOG_WARN);
     struct hr_dit *dit = model_fixture_dit(&model, &params);
 
-    for (unsigned i = 0; i < 2; i++)
+    for (uint32_t i = 0; i < n_forwards; i++)
         if (hr_dit_forward(dit, &model.inputs, &velocity, &err) < 0)
             fail_msg("%s", err.message);
     hr_dit_get_stats(dit, ret_stats);
@@ -64,11 +65,18 @@ static void play(const char *script, uint64_t vram_bytes, struct hr_dit_stats *r
     hr_log_set(NULL, NULL, HR_LOG_WARN);
 }
 
+static void play(const char *script, uint64_t vram_bytes, struct hr_dit_stats *ret_stats)
+{
+    play_forwards(2, script, vram_bytes, ret_stats);
+}
+
 static void test_peak(void **state)
 {
     struct hr_dit_stats stats;
 
     (void) state;
+    play_forwards(5, "-/100 900/900 901/901 902/902 903/903 999/999", 0, &stats);
+    assert_int_equal(stats.device_peak_bytes, 903 * HR_MIB);
     play("-/100 900/900 950/950 940/940", 0, &stats);
     assert_int_equal(stats.device_peak_bytes, 950 * HR_MIB);
     /* All that is predicted but the allowance was allocated. */
