@@ -81,3 +81,18 @@ void model_fixture_close(struct model_fixture *f)
     free((void *) (uintptr_t) f->inputs.prompt_emb);
     nftw(f->folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
+
+int model_fixture_setup(void **state, struct model_fixture *f, const struct hr_synth_params *params,
+                        uint32_t h, uint32_t w, uint32_t n_text)
+{
+    model_fixture_open(f, params);
+    model_fixture_inputs(f, h, w, n_text, params->joint_dim);
+    *state = f;
+    return 0;
+}
+
+int model_fixture_teardown(void **state)
+{
+    model_fixture_close(*state);
+    return 0;
+}

@@ -25,4 +25,9 @@ void model_fixture_inputs(struct model_fixture *f, uint32_t h, uint32_t w, uint3
 struct hr_dit *model_fixture_dit(const struct model_fixture *f, const struct hr_dit_params *params);
 void model_fixture_close(struct model_fixture *f);
 
+/* For a group of tests: open, with inputs as above, which *state then tells the other. @return 0 */
+int model_fixture_setup(void **state, struct model_fixture *f, const struct hr_synth_params *params,
+                        uint32_t h, uint32_t w, uint32_t n_text);
+int model_fixture_teardown(void **state);
+
 #endif /* HR_TESTS_MODEL_FIXTURE_H */

@@ -26,18 +26,10 @@ static float negative[N_NEGATIVE * JOINT];
 
 static int open_model(void **state)
 {
-    (void) state;
-    model_fixture_open(&model,
-                       &(struct hr_synth_params){.n_layers = 2, .n_heads = 2, .joint_dim = JOINT});
-    model_fixture_inputs(&model, H, W, N_TEXT, JOINT);
+    model_fixture_setup(state, &model,
+                        &(struct hr_synth_params){.n_layers = 2, .n_heads = 2, .joint_dim = JOINT},
+                        H, W, N_TEXT);
     hr_synth_values(negative, "negative", 0, HR_ARRAY_SIZE(negative), 2, JOINT, 3.0);
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void) state;
-    model_fixture_close(&model);
     return 0;
 }
 
@@ -526,5 +518,5 @@ int main(void)
         cmocka_unit_test(test_too_many_prompts),
         cmocka_unit_test(test_predict_without_data),
     };
-    return cmocka_run_group_tests(tests, open_model, close_model);
+    return cmocka_run_group_tests(tests, open_model, model_fixture_teardown);
 }

@@ -21,16 +21,9 @@ static struct hr_device_rates rates;
 
 static int open_model(void **state)
 {
-    (void) state;
     model_fixture_open(&model,
                        &(struct hr_synth_params){.n_layers = 2, .n_heads = 4, .joint_dim = 96});
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void) state;
-    model_fixture_close(&model);
+    *state = &model;
     return 0;
 }
 
@@ -248,5 +241,5 @@ int main(void)
         cmocka_unit_test(test_cancelled),     cmocka_unit_test(test_cut_file),
     };
 
-    return cmocka_run_group_tests(tests, open_model, close_model);
+    return cmocka_run_group_tests(tests, open_model, model_fixture_teardown);
 }

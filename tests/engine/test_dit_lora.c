@@ -80,19 +80,12 @@ static void expect_runs(const char *path, const struct hr_dit_params *params, fl
 
 static int open_model(void **state)
 {
-    (void) state;
-    model_fixture_open(
-        &model, &(struct hr_synth_params){
-                    .n_layers = LAYERS, .n_heads = 1, .joint_dim = JOINT, .dtype = HR_DTYPE_F32});
-    model_fixture_inputs(&model, H, W, N_TEXT, JOINT);
+    model_fixture_setup(
+        state, &model,
+        &(struct hr_synth_params){
+            .n_layers = LAYERS, .n_heads = 1, .joint_dim = JOINT, .dtype = HR_DTYPE_F32},
+        H, W, N_TEXT);
     expect_runs(model.path, &(struct hr_dit_params){.precision = HR_PRECISION_F32}, without, NULL);
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void) state;
-    model_fixture_close(&model);
     return 0;
 }
 
@@ -561,5 +554,5 @@ int main(void)
         cmocka_unit_test(test_same_bits),     cmocka_unit_test(test_samples_share_a_pass),
         cmocka_unit_test(test_report),        cmocka_unit_test(test_refused),
     };
-    return cmocka_run_group_tests(tests, open_model, close_model);
+    return cmocka_run_group_tests(tests, open_model, model_fixture_teardown);
 }

@@ -24,18 +24,9 @@ static struct model_fixture model;
 /* Weights of up to 2 MiB, in rings of 4: the ring goes round several times a pass. */
 static int open_model(void **state)
 {
-    (void) state;
-    model_fixture_open(&model,
-                       &(struct hr_synth_params){.n_layers = 4, .n_heads = 4, .joint_dim = JOINT});
-    model_fixture_inputs(&model, H, W, N_TEXT, JOINT);
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void) state;
-    model_fixture_close(&model);
-    return 0;
+    return model_fixture_setup(
+        state, &model, &(struct hr_synth_params){.n_layers = 4, .n_heads = 4, .joint_dim = JOINT},
+        H, W, N_TEXT);
 }
 
 /* Where the model lies nothing can be read directly: a root in memory. */
@@ -288,5 +279,5 @@ int main(void)
         cmocka_unit_test(test_forecast),
     };
 
-    return cmocka_run_group_tests_name("dit_ring", tests, open_model, close_model);
+    return cmocka_run_group_tests_name("dit_ring", tests, open_model, model_fixture_teardown);
 }

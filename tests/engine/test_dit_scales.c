@@ -21,19 +21,11 @@ static struct model_fixture model;
 
 static int open_model(void **state)
 {
-    (void) state;
-    model_fixture_open(&model,
-                       &(struct hr_synth_params){
-                           .n_layers = 2, .n_heads = 2, .joint_dim = JOINT, .dtype = HR_DTYPE_F32});
-    model_fixture_inputs(&model, H, W, N_TEXT, JOINT);
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void) state;
-    model_fixture_close(&model);
-    return 0;
+    return model_fixture_setup(
+        state, &model,
+        &(struct hr_synth_params){
+            .n_layers = 2, .n_heads = 2, .joint_dim = JOINT, .dtype = HR_DTYPE_F32},
+        H, W, N_TEXT);
 }
 
 static const char *path_of(const char *name)
@@ -285,5 +277,5 @@ int main(void)
         cmocka_unit_test(test_plain),
         cmocka_unit_test(test_refused),
     };
-    return cmocka_run_group_tests(tests, open_model, close_model);
+    return cmocka_run_group_tests(tests, open_model, model_fixture_teardown);
 }

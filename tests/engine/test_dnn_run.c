@@ -19,18 +19,9 @@ static struct model_fixture model;
 
 static int open_model(void **state)
 {
-    (void) state;
-    model_fixture_open(&model,
-                       &(struct hr_synth_params){.n_layers = 1, .n_heads = 1, .joint_dim = JOINT});
-    model_fixture_inputs(&model, H, W, N_TEXT, JOINT);
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void) state;
-    model_fixture_close(&model);
-    return 0;
+    return model_fixture_setup(
+        state, &model, &(struct hr_synth_params){.n_layers = 1, .n_heads = 1, .joint_dim = JOINT},
+        H, W, N_TEXT);
 }
 
 static int ask(const char *name)
@@ -146,5 +137,5 @@ int main(void)
         cmocka_unit_test(test_resume_without),
     };
 
-    return cmocka_run_group_tests(tests, open_model, close_model);
+    return cmocka_run_group_tests(tests, open_model, model_fixture_teardown);
 }

@@ -21,18 +21,10 @@ static float results[2][N];
 
 static int open_model(void **state)
 {
-    (void) state;
-    model_fixture_open(&model,
-                       &(struct hr_synth_params){.n_layers = 4, .n_heads = 2, .joint_dim = JOINT});
-    model_fixture_inputs(&model, H, W, N_TEXT, JOINT);
+    model_fixture_setup(state, &model,
+                        &(struct hr_synth_params){.n_layers = 4, .n_heads = 2, .joint_dim = JOINT},
+                        H, W, N_TEXT);
     hr_synth_values(negative, "negative", 0, HR_ARRAY_SIZE(negative), 2, JOINT, 3.0);
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void) state;
-    model_fixture_close(&model);
     return 0;
 }
 
@@ -566,5 +558,5 @@ int main(void)
         cmocka_unit_test(test_forecast_large),
         cmocka_unit_test(test_forecast_verified),
     };
-    return cmocka_run_group_tests(tests, open_model, close_model);
+    return cmocka_run_group_tests(tests, open_model, model_fixture_teardown);
 }

@@ -17,20 +17,13 @@ static struct model_fixture model;
 
 static int open_model(void **state)
 {
-    (void) state;
     model_fixture_open(&model, &(struct hr_synth_params){.n_layers = 2,
                                                          .n_heads = 6,
                                                          .joint_dim = 96,
                                                          .n_shards = 3,
                                                          .header_pad_bytes = 1,
                                                          .dtype = HR_DTYPE_F32});
-    return 0;
-}
-
-static int close_model(void **state)
-{
-    (void) state;
-    model_fixture_close(&model);
+    *state = &model;
     return 0;
 }
 
@@ -281,5 +274,5 @@ int main(void)
         cmocka_unit_test(test_interrupt),
         cmocka_unit_test(test_held_too_long),
     };
-    return cmocka_run_group_tests(tests, open_model, close_model);
+    return cmocka_run_group_tests(tests, open_model, model_fixture_teardown);
 }
