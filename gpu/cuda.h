@@ -21,12 +21,6 @@ enum {
                             HR_CUDA_PACKED_BYTES + HR_CUDA_WORKSPACE_BYTES,
 };
 
-enum { HR_CUDA_REGISTERED_MAX = 128 };
-
-struct hr_host_range {
-    uintptr_t begin, end;
-};
-
 struct hr_cuda {
     struct hr_gpu gpu; /* first: the device is known by its address */
     int ordinal;
@@ -38,8 +32,6 @@ struct hr_cuda {
     struct hr_nvml_use before; /* what the driver said before the device was touched */
 
     cudaStream_t copies, computes;
-    struct hr_host_range registered[HR_CUDA_REGISTERED_MAX];
-    size_t n_registered;
     struct hr_slots slots;
     unsigned char *slot_memory;
     uint64_t n_in_ring; /* tickets of weights in the ring, where there is one instead of slots */

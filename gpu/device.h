@@ -33,7 +33,8 @@ struct hr_device_fns {
     /* Of a device that can have a ring: see hr_gpu_begin_thread(). NULL: params->ring_bytes is 0.
      */
     int (*begin_thread)(struct hr_gpu *gpu);
-    /* See hr_gpu_register_host(). NULL, both: nothing to do. */
+    /* See hr_gpu_register_host(); the range is in the list afterwards, and no more before it is
+     * unregistered. NULL, both: nothing to do. */
     int (*register_host)(struct hr_gpu *gpu, void *base, size_t size_bytes);
     void (*unregister_host)(struct hr_gpu *gpu, void *base);
 
@@ -64,6 +65,10 @@ struct hr_device_fns {
     int (*to_f32)(struct hr_gpu *gpu, float *dst, const void *src, enum hr_dtype dtype, size_t n);
 };
 
+struct hr_host_range {
+    uintptr_t begin, end;
+};
+
 struct hr_gpu {
     const struct hr_device_fns *fns;
     enum hr_dtype act;
@@ -73,7 +78,9 @@ struct hr_gpu {
     uint64_t arena_used; /* gpu.c's */
     unsigned char *ring; /* params->ring_bytes; NULL: none */
     uint64_t ring_bytes;
-    bool ring_is_abandoned; /* and its memory is never freed */
+    bool ring_is_abandoned;                                 /* and its memory is never freed */
+    struct hr_host_range registered[HR_GPU_REGISTERED_MAX]; /* host memory; gpu.c's */
+    size_t n_registered;
 };
 
 /* Whether bytes that are to be staged lie in the device's ring already. */

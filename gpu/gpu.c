@@ -299,14 +299,30 @@ void *hr_gpu_alloc(struct hr_gpu *gpu, uint64_t size_bytes)
 
 int hr_gpu_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
 {
+    const struct hr_host_range range = {(uintptr_t) base, (uintptr_t) base + size_bytes};
+
     hr_assert(base && size_bytes > 0);
-    return gpu->fns->register_host ? gpu->fns->register_host(gpu, base, size_bytes) : 0;
+    if (!gpu->fns->register_host)
+        return 0;
+    hr_assert(gpu->n_registered < HR_GPU_REGISTERED_MAX);
+    const int r = gpu->fns->register_host(gpu, base, size_bytes);
+
+    if (r == 0)
+        gpu->registered[gpu->n_registered++] = range;
+    return r;
 }
 
 void hr_gpu_unregister_host(struct hr_gpu *gpu, void *base)
 {
-    if (gpu->fns->unregister_host)
-        gpu->fns->unregister_host(gpu, base);
+    size_t i = 0;
+
+    if (!gpu->fns->unregister_host)
+        return;
+    while (i < gpu->n_registered && gpu->registered[i].begin != (uintptr_t) base)
+        i++;
+    hr_assert(i < gpu->n_registered);
+    gpu->registered[i] = gpu->registered[--gpu->n_registered];
+    gpu->fns->unregister_host(gpu, base);
 }
 
 void *hr_gpu_ring(const struct hr_gpu *gpu, uint64_t *ret_bytes)

@@ -33,6 +33,7 @@ enum {
     HR_GPU_ARENA_STEP = 256, /* to a multiple of it devices may round up an arena */
     HR_GPU_RING_STEP = 64 << 10,
     HR_GPU_THREADS_MAX = 256,
+    HR_GPU_REGISTERED_MAX = 256, /* ranges of host memory at a time */
     /* A product of up to this many tokens gives each of them the bits that it has alone. */
     HR_TOKENS_INDEPENDENT_MAX = 6,
 };

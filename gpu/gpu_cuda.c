@@ -288,17 +288,13 @@ static int cuda_begin_thread(struct hr_gpu *gpu)
 
 static int cuda_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
 {
-    struct hr_cuda *cuda = (struct hr_cuda *) gpu;
-    const uintptr_t begin = (uintptr_t) base;
+    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
     cudaError_t e = cudaSetDevice(cuda->ordinal);
 
-    hr_assert(cuda->n_registered < HR_CUDA_REGISTERED_MAX);
     if (e == cudaSuccess)
         e = cudaHostRegister(base, size_bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
-    if (e == cudaSuccess) {
-        cuda->registered[cuda->n_registered++] = (struct hr_host_range){begin, begin + size_bytes};
+    if (e == cudaSuccess)
         return 0;
-    }
     (void) cudaGetLastError();
     hr_log(HR_LOG_INFO, "cuda: host memory is not registered, copies are slower: %s",
            cudaGetErrorString(e));
@@ -307,25 +303,20 @@ static int cuda_register_host(struct hr_gpu *gpu, void *base, size_t size_bytes)
 
 static void cuda_unregister_host(struct hr_gpu *gpu, void *base)
 {
-    struct hr_cuda *cuda = (struct hr_cuda *) gpu;
-    size_t i = 0;
+    const struct hr_cuda *cuda = (const struct hr_cuda *) gpu;
 
-    while (i < cuda->n_registered && cuda->registered[i].begin != (uintptr_t) base)
-        i++;
-    hr_assert(i < cuda->n_registered);
-    cuda->registered[i] = cuda->registered[--cuda->n_registered];
     cudaSetDevice(cuda->ordinal);
     cudaStreamSynchronize(cuda->copies);
     hr_cuda_check(cudaHostUnregister(base), "host memory");
 }
 
 /* Of so many bytes, those up to the next edge of registered memory, which no copy may cross. */
-static size_t up_to_edge(const struct hr_cuda *cuda, const void *host, size_t size_bytes)
+static size_t up_to_edge(const struct hr_gpu *gpu, const void *host, size_t size_bytes)
 {
     const uintptr_t at = (uintptr_t) host;
 
-    for (size_t i = 0; i < cuda->n_registered; i++) {
-        const struct hr_host_range *range = &cuda->registered[i];
+    for (size_t i = 0; i < gpu->n_registered; i++) {
+        const struct hr_host_range *range = &gpu->registered[i];
         const uintptr_t edge = at < range->begin ? range->begin : range->end;
 
         if (edge > at && edge - at < size_bytes)
@@ -420,7 +411,7 @@ static int copy_weight(const struct hr_cuda *cuda, unsigned char *dst, const voi
     int r = 0;
 
     for (size_t at = 0; at < size_bytes && r == 0; at += n) {
-        n = up_to_edge(cuda, src + at, size_bytes - at);
+        n = up_to_edge(&cuda->gpu, src + at, size_bytes - at);
         r = hr_cuda_check(
             cudaMemcpyAsync(dst + at, src + at, n, cudaMemcpyHostToDevice, cuda->copies),
             "copy of a weight");
