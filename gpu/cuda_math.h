@@ -55,9 +55,9 @@ HR_HD float hr_cuda_from_bf16(uint32_t h)
     return hr_cuda_float(h << 16);
 }
 
-/* Two as they lie in memory. Nearest, ties to even; NaN stays NaN. */
 HR_HD uint32_t hr_cuda_to_bf16_pair(float low, float high);
 
+/* Nearest, ties to even; NaN stays NaN. */
 HR_HD uint16_t hr_cuda_to_bf16(float f)
 {
 #ifdef HR_CUDA_CONVERTS_BF16
@@ -71,6 +71,7 @@ HR_HD uint16_t hr_cuda_to_bf16(float f)
 #endif
 }
 
+/* Two as they lie in memory. */
 HR_HD uint32_t hr_cuda_to_bf16_pair(float low, float high)
 {
 #ifdef HR_CUDA_CONVERTS_BF16
@@ -81,6 +82,15 @@ HR_HD uint32_t hr_cuda_to_bf16_pair(float low, float high)
 #else
     return hr_cuda_to_bf16(low) | (uint32_t) hr_cuda_to_bf16(high) << 16;
 #endif
+}
+
+/* Element `at` of bf16 or floats. */
+HR_HD void hr_cuda_store(void *out, bool is_bf16, size_t at, float v)
+{
+    if (is_bf16)
+        ((uint16_t *) out)[at] = hr_cuda_to_bf16(v);
+    else
+        ((float *) out)[at] = v;
 }
 
 /* ---- weights ------------------------------------------------------------------------------ */
@@ -301,10 +311,7 @@ HR_HD void hr_cuda_epilogue_one(const struct hr_cuda_epilogue *e, size_t t, size
         hr_cuda_epilogue_bias(e, column), is_gated ? hr_cuda_epilogue_gate(e, row, column) : 0.0f,
         is_gated ? ((const float *) e->out)[at] : 0.0f);
 
-    if (e->out_is_bf16)
-        ((uint16_t *) e->out)[at] = hr_cuda_to_bf16(y);
-    else
-        ((float *) e->out)[at] = y;
+    hr_cuda_store(e->out, e->out_is_bf16, at, y);
 }
 
 /* Whether four columns at a time can be read and written as one. */

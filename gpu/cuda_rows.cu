@@ -34,14 +34,6 @@ __device__ __forceinline__ float block_sum(float v, float *shared)
     return sum;
 }
 
-__device__ __forceinline__ void store_one(void *out, bool is_bf16, size_t at, float v)
-{
-    if (is_bf16)
-        ((uint16_t *) out)[at] = hr_cuda_to_bf16(v);
-    else
-        ((float *) out)[at] = v;
-}
-
 /* Four values, as one where they are aligned, or n of them; the rest is 0. */
 template <bool ALIGNED> __device__ __forceinline__ void load(float *v, const float *p, size_t n = 4)
 {
@@ -71,7 +63,7 @@ __device__ __forceinline__ void store(void *out, bool is_bf16, size_t at, const 
 #pragma unroll
         for (unsigned j = 0; j < 4; j++)
             if (j < n)
-                store_one(out, is_bf16, at + j, v[j]);
+                hr_cuda_store(out, is_bf16, at + j, v[j]);
     }
 }
 
@@ -107,7 +99,7 @@ __global__ void cast_kernel(struct hr_cuda_cast p)
 #pragma unroll
         for (unsigned j = 0; j < HR_CUDA_GROUP; j++)
             if (j < n_write)
-                store_one(p.dst, p.dst_is_bf16, at + j, v[j]);
+                hr_cuda_store(p.dst, p.dst_is_bf16, at + j, v[j]);
     }
 }
 
