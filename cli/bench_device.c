@@ -61,9 +61,7 @@ static int print_json(const struct cli_options *o, const struct hr_device_rates 
         json_array_append_new(list, rate_json(rates, &rates->rates[i]));
     json_object_set_new(obj, "rates", list);
     json_object_set_new(obj, "device_peak_bytes",
-                        rates->device_peak_bytes > 0
-                            ? json_integer((json_int_t) rates->device_peak_bytes)
-                            : json_null());
+                        cli_json_bytes(rates->device_peak_bytes, rates->device_peak_bytes > 0));
     cli_stream_json(obj, &rates->stream);
     return cli_print_json(obj);
 }

@@ -318,6 +318,8 @@ const char *cli_duration(char buf[32], uint64_t ns);
 const char *cli_printable(char *buf, size_t buf_bytes, const char *text);
 /* A text of others', which need not be UTF-8: then, and of NULL, null. */
 json_t *cli_json_text(const char *text);
+/* Bytes, or null where they are not known. */
+json_t *cli_json_bytes(uint64_t bytes, bool is_known);
 /* Print obj on standard output, free it and flush; NULL: a name could not be said in JSON. */
 int cli_print_json(json_t *obj);
 /* Once, before any JSON: from now on cli_print_json() knows whether all that was made is whole.

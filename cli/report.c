@@ -143,6 +143,11 @@ const char *cli_printable(char *buf, size_t buf_bytes, const char *text)
     return buf;
 }
 
+json_t *cli_json_bytes(uint64_t bytes, bool is_known)
+{
+    return is_known ? json_integer((json_int_t) bytes) : json_null();
+}
+
 json_t *cli_json_text(const char *text)
 {
     json_t *value = text ? json_string(text) : NULL;

@@ -12,7 +12,7 @@
 
 static void set_size(json_t *obj, const char *key, uint64_t bytes)
 {
-    json_object_set_new(obj, key, bytes ? json_integer((json_int_t) bytes) : json_null());
+    json_object_set_new(obj, key, cli_json_bytes(bytes, bytes > 0));
 }
 
 static void set_number(json_t *obj, const char *key, double value)

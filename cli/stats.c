@@ -86,13 +86,9 @@ void cli_stream_json(json_t *obj, const struct hr_stream_stats *s)
         json_object_set_new(obj, numbers[i].key, json_real(numbers[i].value));
 }
 
-static json_t *driver_bytes(const struct hr_dit_stats *s, uint64_t bytes)
-{
-    return s->device_peak_bytes > 0 ? json_integer((json_int_t) bytes) : json_null();
-}
-
 void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
 {
+    const bool driver_says = s->device_peak_bytes > 0;
     json_t *members =
         json_pack("{s:s, s:f, s:I, s:I, s:I, s:I, s:b}", "device", s->device_name, "setup_s",
                   cli_seconds(s->setup_ns), "peak_memory_bytes", (json_int_t) s->peak_memory_bytes,
@@ -110,8 +106,10 @@ void cli_stats_json(json_t *obj, const struct hr_dit_stats *s)
     json_object_set_new(obj, "device_resident_bytes",
                         json_integer((json_int_t) s->device_resident_bytes));
     json_object_set_new(obj, "verify_s", json_real(cli_seconds(s->verify_ns)));
-    json_object_set_new(obj, "device_peak_bytes", driver_bytes(s, s->device_peak_bytes));
-    json_object_set_new(obj, "device_context_bytes", driver_bytes(s, s->device_context_bytes));
+    json_object_set_new(obj, "device_peak_bytes",
+                        cli_json_bytes(s->device_peak_bytes, driver_says));
+    json_object_set_new(obj, "device_context_bytes",
+                        cli_json_bytes(s->device_context_bytes, driver_says));
 }
 
 void cli_times_json(json_t *obj, const struct cli_times *t)
