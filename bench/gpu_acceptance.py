@@ -20,7 +20,6 @@ python3 here. Prints a table and exits 1 when a check failed. Without a GPU it s
 With --full, instead of all that, the whole model of 41 GB: see gpu_full.py.
 """
 import argparse
-import functools
 import glob
 import json
 import os
@@ -41,7 +40,7 @@ class Run:
     def __init__(self, args):
         self.args = args
         self.begin = time.monotonic()
-        self.rows, self.has_cudnn = [], False
+        self.rows = []
         self.env = dict(os.environ, HEADRACE_DEVICE=args.device)
         folders = list(args.libs) + nvidia_folders() + [os.environ.get("LD_LIBRARY_PATH", "")]
         self.env["LD_LIBRARY_PATH"] = ":".join(folder for folder in folders if folder)
@@ -68,7 +67,6 @@ class Run:
         self.rows.append((name, result, text))
         print(f"{result:5} {name:44} {text}"[:200], flush=True)
 
-    @functools.lru_cache(maxsize=1)
     def gpu_bytes(self):
         """Of memory of the GPU that is free now; of none that nvidia-smi knows: 4 GB."""
         mib = ask_driver("memory.free", self.args.device)
@@ -101,14 +99,15 @@ def nvidia_folders():
     return list(dict.fromkeys(os.path.dirname(path) for path in found))
 
 
-TESTS = ["tests/gpu/test_gpu_cuda", "tests/gpu/test_gpu_rows", "tests/gpu/test_gpu_linear",
+PROBE = "tests/gpu/test_gpu_cuda"
+TESTS = [PROBE, "tests/gpu/test_gpu_rows", "tests/gpu/test_gpu_linear",
          "tests/gpu/test_gpu_attention", "tests/engine/test_golden", "tests/engine/test_dit",
          "tests/engine/test_dit_lora", "tests/engine/test_dit_scales", "tests/engine/test_denoise"]
 PROGRAMS = ["cli/headrace", "bench/bench_stream"]
 
 
 def tests(run):
-    for test in TESTS:
+    for test in TESTS[1:]:  # after the probe
         code, out, tail = run.command(run.path(test))
         run.check(os.path.basename(test), code, figures(out), tail)
 
@@ -118,7 +117,7 @@ def figures(out):
     return "relative RMS " + " ".join(found) if found else ""
 
 
-def rates(run, model, *options, only=""):
+def rates(run, model, *options, only="", label=""):
     """@return medians by the part of their names before the comma"""
     code, out, tail = run.command(run.path("cli/headrace"), "bench", model, "--device", run.args.device, "--vram",
                                   run.args.vram, "--json", "--quiet", *options)
@@ -131,7 +130,7 @@ def rates(run, model, *options, only=""):
     for rate in result["rates"]:
         if not rate["name"].startswith(only):
             continue
-        name = ", ".join((rate["name"], *(options[1:2] if options[:1] != ("--turns",) else ())))
+        name = f"{rate['name']}, {label}" if label else rate["name"]
         if rate["not_measured"]:
             run.row(name, "FAIL", rate["not_measured"])
             continue
@@ -150,7 +149,7 @@ def by_cudnn(run, model):
             return run.row("attention by cuDNN", "none", tail.split("skipped: ")[-1])
         run.check(f"{os.path.basename(test)}, cudnn", code, figures(out), tail)
     if model:
-        rates(run, model, "--attention", "cudnn", "--turns", 3, only="attention")
+        rates(run, model, "--attention", "cudnn", "--turns", 3, only="attention", label="cudnn")
 
 
 def ask_driver(what, device):
@@ -217,7 +216,7 @@ def forward(run, model, work):
             run.check(name, code, "", tail)
             continue
         if "cufile" in options:
-            rates(run, model, "--io", "cufile", "--turns", 3, only="disk")
+            rates(run, model, "--io", "cufile", "--turns", 3, only="disk", label="cufile")
         with open(output, "rb") as f:
             outputs.append(f.read())
         text = f"{time_of(out)}, nvidia-smi reports {watch.peak - watch.before} MiB more than before"
@@ -253,7 +252,7 @@ def main():
     parser.add_argument("--blocks", type=int, default=FULL_BLOCKS, help="of it at most")
     parser.add_argument("--size", type=int, default=1024, help="of its picture, pixels each way")
     run = Run(parser.parse_args())
-    if not os.access(run.path("tests/gpu/test_gpu_cuda"), os.X_OK):
+    if not os.access(run.path(PROBE), os.X_OK):
         sys.exit(f"{run.args.build} has no tests; configure it with -Dtests=true, build it and name that folder")
     if run.args.device.startswith("cuda") and not answers(run):
         return 0
@@ -275,14 +274,14 @@ def main():
 
 
 def answers(run):
-    """Whether there is a GPU to check."""
+    """Whether there is a GPU to check: the first of the tests."""
     n_checks = 4 if run.args.full else len(TESTS) + RATES + 4 + (0 if run.args.quick else 7)
-    code, _, tail = run.command(run.path("tests/gpu/test_gpu_cuda"))
+    code, _, tail = run.command(run.path(PROBE))
     if code == 77:
         print(f"no GPU: {n_checks} checks skipped ({tail.split('skipped: ')[-1]})")
         return False
     print(f"libraries from {run.env['LD_LIBRARY_PATH'] or 'the system'}")
-    run.check("a device answers", code, "", tail)
+    run.check(os.path.basename(PROBE), code, "", tail)
     return True
 
 
@@ -290,9 +289,9 @@ def whole_model(run, work):
     model = make_model(run, work)
     medians = rates(run, model, "--turns", 3) if model else {}
     code, _, _ = run.command(run.path("tests/gpu/test_gpu_attention"), HEADRACE_TEST_ATTENTION="cudnn")
-    run.has_cudnn = code == 0 and run.args.device.startswith("cuda")
+    has_cudnn = code == 0 and run.args.device.startswith("cuda")
     if medians:
-        full(run, work, medians)
+        full(run, work, medians, ["own", "cudnn"] if has_cudnn else ["own"])
 
 
 if __name__ == "__main__":

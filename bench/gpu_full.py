@@ -60,20 +60,22 @@ def blocks_that_fit(run, work, disk_gbps):
     return max(1, min(run.args.blocks, int(min(space, time) / BLOCK_BYTES)))
 
 
-def forward(run, model, inputs, *options):
-    code, out, tail = run.command(run.path("cli/headrace"), "forward", model, "--inputs", inputs, "--timestep", 750,
-                                  "--device", run.args.device, "--json", "--quiet", *options)
+def output_of(run, *words):
+    """Of a command that must work."""
+    code, out, tail = run.command(*words)
     if code:
-        raise RuntimeError(f"exit {code}: {tail}")
-    return json.loads(out)
+        raise RuntimeError(f"{' '.join(str(word) for word in words[:2])}: exit {code}: {tail}")
+    return out
+
+
+def forward(run, model, inputs, *options):
+    return json.loads(output_of(run, run.path("cli/headrace"), "forward", model, "--inputs", inputs, "--timestep", 750,
+                                "--device", run.args.device, "--json", "--quiet", *options))
 
 
 def read_alone(run, model):
     """Seconds for the same bytes in the same order, with nothing behind them."""
-    code, out, tail = run.command(run.path("bench/bench_stream"), model)
-    if code:
-        raise RuntimeError(f"exit {code}: {tail}")
-    return json.loads(out)["wall_s"]
+    return json.loads(output_of(run, run.path("bench/bench_stream"), model))["wall_s"]
 
 
 def spread(values):
@@ -86,12 +88,13 @@ def against_disk_and_link(run, model, inputs, what, link_gbps):
         drop_from_cache(shards(model))
         return forward(run, model, inputs, "--vram", run.args.vram, *options)
 
-    both, alone = [ours()], []
-    for i in range(2):
+    def without_ours():
         drop_from_cache(shards(model))
-        alone.append(read_alone(run, model))
-        if i == 0:
-            copied = ours("--io", "null")  # copies and computes
+        return read_alone(run, model)
+
+    both, alone = [ours()], [without_ours()]
+    copied = ours("--io", "null")  # copies and computes
+    alone.append(without_ours())
     both.append(ours())
     memory(run, what, both[0])
     walls = [stats["wall_s"] for stats in both]
@@ -113,7 +116,8 @@ def against_disk_and_link(run, model, inputs, what, link_gbps):
 
 def memory(run, what, stats):
     if stats["device_peak_bytes"] is None:
-        return run.row(f"{what}, memory of the GPU", "none", "the driver does not say")
+        run.row(f"{what}, memory of the GPU", "none", "the driver does not say")
+        return
     above = stats["device_peak_bytes"] - stats["device_context_bytes"]
     context, predicted = stats["device_context_bytes"] / 1e9, stats["predicted"]["device_memory_bytes"] / 1e9
     text = (f"{above / 1e9:.3f} GB above driver and libraries ({context:.3f} GB when opened); predicted at most "
@@ -121,14 +125,15 @@ def memory(run, what, stats):
     run.row(f"{what}, memory of the GPU", "ok" if above <= MEMORY_MAX else "FAIL", text)
 
 
-def all_on_the_gpu(run, model, inputs, n_blocks, square):
+def all_on_the_gpu(run, model, inputs, n_blocks, square, attentions):
     """The later of several forwards, of as many blocks as the GPU's memory holds."""
     n = min(n_blocks, int((run.gpu_bytes() - 3e9) / BLOCK_BYTES))
     if n < 1 or not square:
-        return run.row("all weights on the GPU", "none", "too little memory, or no square product to compare with")
+        run.row("all weights on the GPU", "none", "too little memory, or no square product to compare with")
+        return
     peak, whose = peak_tflops(run, square)
     vram = f"{int(n * BLOCK_BYTES / 2**20) + 2600}MiB"
-    for attention in ("own", "cudnn") if run.has_cudnn else ("own",):
+    for attention in attentions:
         stats = forward(run, model, inputs, "--vram", vram, "--repeat", 4, "--layers", n, "--attention", attention)
         seconds = min(stats["forwards_wall_s"][1:])
         tflops = tera_operations(n, run.args.size) / seconds
@@ -137,23 +142,20 @@ def all_on_the_gpu(run, model, inputs, n_blocks, square):
                 f"{stats['copied_bytes'] / 1e6:.0f} MB copied")
         good = share >= SHARE_MIN and stats["copied_bytes"] == 0
         run.row(f"{n} blocks on the GPU, attention {attention}", "ok" if good else "FAIL", text)
-    return None
 
 
-def full(run, work, rates):
+def full(run, work, rates, attentions):
     """@param rates  medians by the first words of their names, of `bench --device`"""
     n = blocks_that_fit(run, work, rates.get("disk alone", 1.0))
     model, inputs = os.path.join(work, "full"), os.path.join(work, "full.safetensors")
-    headrace, what = run.path("cli/headrace"), f"{n} blocks, {run.args.size}x{run.args.size}"
+    headrace, size = run.path("cli/headrace"), run.args.size
+    what = f"{n} blocks, {size}x{size}"
     try:
-        for words in (["synth", model, "--layers", n],
-                      ["inputs", model, "--width", run.args.size, "--height", run.args.size,
-                       "--text-tokens", TEXT_TOKENS, "--output", inputs]):
-            code, _, tail = run.command(headrace, *words)
-            if code:
-                raise RuntimeError(f"{words[0]}: exit {code}: {tail}")
+        output_of(run, headrace, "synth", model, "--layers", n)
+        output_of(run, headrace, "inputs", model, "--width", size, "--height", size, "--text-tokens", TEXT_TOKENS,
+                  "--output", inputs)
         against_disk_and_link(run, model, inputs, what, rates.get("copy from registered memory"))
-        all_on_the_gpu(run, model, inputs, n, rates.get("square"))
+        all_on_the_gpu(run, model, inputs, n, rates.get("square"), attentions)
     except (RuntimeError, KeyError, ValueError) as e:
         run.row(what, "FAIL", str(e))
     finally:
